@@ -1,0 +1,109 @@
+# The project's commands. A fresh clone needs Python 3.11 or newer with venv, and make; each
+# target makes and refreshes the virtual environment it needs by itself.
+#
+#   make test PYTHON=python3.13 VENV=.venv-3.13     another Python, its own environment
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+DIST := $(VENV)/.dist
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	--constraint constraints.txt
+
+# Folders are named beside their files, so that a removed file is noticed too.
+contents = $(shell find $(1) \( -name __pycache__ -o -name '.*_cache' -o -name .hypothesis \) -prune \
+	-o \( -type f -o -type d \) -print)
+SOURCES := $(call contents,tsengine) pyproject.toml README.md LICENSE
+THIRD_PARTY := examples/sqlite_backend
+THIRD_PARTY_SOURCES := $(if $(wildcard $(THIRD_PARTY)/pyproject.toml),$(call contents,$(THIRD_PARTY)))
+
+# Where we test, what is imported is the installed wheel: this keeps the current folder, and with
+# it the source tree, off sys.path, also in the processes that tests start.
+INSTALLED := PYTHONSAFEPATH=1
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # two pips in one environment break each other
+.PHONY: help demo test check format bench clean
+
+help:
+	@echo "make demo    real sensor data through the write buffer into an LMDB store, and back"
+	@echo "make test    the tests, the examples' tests and each benchmark once, on the built wheel"
+	@echo "make check   ruff, mypy --strict, the import contract"
+	@echo "make format  let ruff format and mend what it can"
+	@echo "make bench   the figures, with the peers' beside them (some minutes)"
+	@echo "make clean   remove what these made, the environment $(VENV) included"
+
+demo: $(STAMPS)/demo $(STAMPS)/installed
+	$(BIN)/python examples/demo.py
+
+test: $(STAMPS)/dev $(STAMPS)/installed $(if $(THIRD_PARTY_SOURCES),$(STAMPS)/third-party)
+	$(INSTALLED) $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --benchmark-disable \
+		$(PYTEST_ARGS) tests $(wildcard benchmarks examples)
+
+check: $(STAMPS)/dev $(STAMPS)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+ifneq ($(THIRD_PARTY_SOURCES),)
+	cd $(THIRD_PARTY) && $(abspath $(BIN))/mypy --config-file=$(CURDIR)/pyproject.toml \
+		--cache-dir=$(CURDIR)/.mypy_cache/third-party .
+endif
+	$(BIN)/lint-imports
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMPS)/dev $(STAMPS)/installed
+	$(BIN)/python -m benchmarks.report
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ------------------------------------------------------------------------------ environment
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "tsengine needs Python 3.11 or newer; try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/build: constraints.txt | $(STAMPS)/venv
+	@echo "installing what builds the wheel"
+	@$(PIP_INSTALL) build hatchling
+	@touch $@
+
+# An sdist, then the wheel from that: a file missing in the sdist fails here.
+$(STAMPS)/wheel: $(SOURCES) | $(STAMPS)/build
+	@echo "building the wheel"
+	@rm -rf $(DIST)
+	@$(BIN)/python -m build --no-isolation --outdir $(DIST) . >$(STAMPS)/wheel.log 2>&1 || \
+		{ cat $(STAMPS)/wheel.log >&2; exit 1; }
+	@touch $@
+
+# What an extra asks for. Changes of the package alone do not come this way.
+$(STAMPS)/dev $(STAMPS)/demo: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/wheel
+	@echo "installing the requirements: $*"
+	@$(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[$*]"
+	@touch $@
+
+# pip takes a wheel of the version it has for installed; hence --force-reinstall, after a
+# first call that brings new requirements.
+$(STAMPS)/installed: $(STAMPS)/wheel
+	@echo "installing the wheel"
+	@$(PIP_INSTALL) $(DIST)/*.whl
+	@$(PIP_INSTALL) --no-deps --force-reinstall $(DIST)/*.whl
+	@touch $@
+
+# The third-party backend of the examples, installed as its users would.
+$(STAMPS)/third-party: $(THIRD_PARTY_SOURCES) $(STAMPS)/installed
+	@echo "installing $(THIRD_PARTY)"
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall ./$(THIRD_PARTY)
+	@touch $@

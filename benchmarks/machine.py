@@ -1,0 +1,174 @@
+"""The ground the figures stand on: one core, a real disk, and what else shapes them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_FILE_SYSTEMS_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+_PACKAGES = ("tsengine", "lmdb", "numpy", "pcodec", "rocksdict", "duckdb", "pyarrow")
+
+
+class UnfitFolderError(RuntimeError):
+    """Is raised when the folder for the stores is in memory, where no sync is real."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a reader of figures must know of the machine.
+
+    Attributes:
+        python: version and implementation.
+        cores: cores of the machine.
+        pinned: the core that everything ran on; None where that cannot be asked for.
+        file_system: type of the file system the stores were on.
+        sync_ms: median of appending 4 KiB and `fdatasync`, milliseconds.
+        loop_ns: one step of an empty `for` loop, nanoseconds.
+        packages: versions of what took part.
+    """
+
+    python: str
+    cores: int
+    pinned: int | None
+    file_system: str
+    sync_ms: float
+    loop_ns: float
+    packages: dict[str, str]
+
+
+def pin(core: int | None) -> int | None:
+    """Keep this process and its children to one core; the last one by default.
+
+    Interrupts tend to land on the first core.
+
+    Returns:
+        The core, or None where the operating system does not offer it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    chosen = max(os.sched_getaffinity(0)) if core is None else core
+    os.sched_setaffinity(0, {chosen})
+    return chosen
+
+
+def file_system(folder: Path) -> str:
+    """Name the type of the file system a folder is on; "unknown" outside of Linux."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return "unknown"
+    resolved = folder.resolve()
+    best, found = -1, "unknown"
+    for line in mounts.read_text(encoding="utf-8").splitlines():
+        _, mount, kind, *_ = line.split(" ")
+        mounted = Path(mount.encode().decode("unicode_escape"))  # spaces are written \040
+        # A later line of equal depth was mounted over the earlier one.
+        if resolved.is_relative_to(mounted) and len(mounted.parts) >= best:
+            best, found = len(mounted.parts), kind
+    return found
+
+
+@contextmanager
+def disk_folder(parent: Path | None) -> Iterator[Path]:
+    """Make a folder for stores on a real disk and remove it in the end.
+
+    Args:
+        parent: where; by default `TMPDIR` where it is set, else the current folder.
+
+    Raises:
+        UnfitFolderError: it is on a file system in memory.
+    """
+    chosen = parent or Path(os.environ.get("TMPDIR") or Path.cwd())
+    kind = file_system(chosen)
+    if kind in _FILE_SYSTEMS_IN_MEMORY:
+        raise UnfitFolderError(
+            f"{str(chosen)!r} is on {kind}, where a sync costs nothing; name a folder on a "
+            "disk with --folder or TMPDIR"
+        )
+    with tempfile.TemporaryDirectory(prefix="tsengine-benchmarks-", dir=chosen) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def fresh_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder for one store and remove it, so that the disk never holds two."""
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle() -> None:
+    """Pay for what came before, so that no clock runs over another's garbage or dirty pages."""
+    gc.collect()
+    os.sync()
+
+
+def freeze() -> None:
+    """Keep what is there, millions of prepared points, out of every garbage collection.
+
+    A program that writes points does not hold a million of them; whoever holds them here
+    would pay for walking over them inside the clocks.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def disk_bytes(folder: Path) -> int:
+    """Count the bytes that the files of a folder take on the disk; holes take none."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def facts(folder: Path, pinned: int | None) -> Facts:
+    """Measure and name what shapes the figures."""
+    return Facts(
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        cores=os.cpu_count() or 1,
+        pinned=pinned,
+        file_system=file_system(folder),
+        sync_ms=_sync_seconds(folder) * 1e3,
+        loop_ns=_loop_seconds() * 1e9,
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _sync_seconds(folder: Path) -> float:
+    sync = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
+    path = folder / "sync-probe"
+    seconds = []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(100):
+            file.write(bytes(4096))
+            started = time.perf_counter()
+            sync(file.fileno())
+            seconds.append(time.perf_counter() - started)
+    path.unlink()
+    return statistics.median(seconds)
+
+
+def _loop_seconds() -> float:
+    steps = 1_000_000
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(steps):
+            pass
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) / steps

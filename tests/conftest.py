@@ -1,0 +1,32 @@
+"""Hypothesis profiles: `ci`, the same examples each time, and `long`, ever new ones.
+
+HYPOTHESIS_PROFILE=long chooses the second; TSENGINE_EXAMPLES says how many it tries.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, Phase, settings
+
+from tsengine.testing.conformance import pytest_terminal_summary  # noqa: F401  # a hook
+
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],  # explaining takes minutes
+    suppress_health_check=_SLOW,
+)
+settings.register_profile(
+    "long",
+    deadline=None,
+    max_examples=int(os.environ.get("TSENGINE_EXAMPLES", "5000")),
+    stateful_step_count=60,
+    print_blob=True,
+    suppress_health_check=_SLOW,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

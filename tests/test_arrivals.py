@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tsengine.arrivals
+from tsengine.arrivals import (
+    Columns,
+    Departure,
+    count_points,
+    depart,
+    kind_of_stored,
+    points_of,
+    series_of,
+)
+from tsengine.model import DataPoint, Int64Array, Labels, Value, ValueArray, ValueKind
+
+SERIES = {
+    ValueKind.FLOAT: [Labels("floats", number=str(number)) for number in range(3)],
+    ValueKind.INT: [Labels("ints", number=str(number)) for number in range(3)],
+    ValueKind.OBJECT: [Labels("objects", number=str(number)) for number in range(3)],
+}
+VALUES: dict[ValueKind, list[Value]] = {
+    ValueKind.FLOAT: [0.5, -1.5],
+    ValueKind.INT: [1, -(2**63)],
+    ValueKind.OBJECT: ["a", True, b"b", [1, 2], {"c": [3]}],
+}
+
+points_of_kind = st.sampled_from(list(ValueKind)).flatmap(
+    lambda kind: st.tuples(
+        st.just(kind),
+        st.lists(
+            st.builds(
+                DataPoint,
+                st.sampled_from(SERIES[kind]),
+                st.integers(1, 2**63 - 1),
+                st.sampled_from(VALUES[kind]),
+            ),
+            min_size=1,
+            max_size=6,
+        ),
+    )
+)
+calls = st.lists(st.tuples(st.booleans(), points_of_kind), max_size=12)
+
+
+def columns_of(kind: ValueKind, points: list[DataPoint]) -> Columns:
+    """Points as columns; without labels for each where they are of one series."""
+    times: Int64Array = np.array([point.timestamp for point in points], np.int64)
+    values: ValueArray = np.fromiter((point.value for point in points), kind.dtype)
+    labels = tuple(point.labels for point in points)
+    return Columns(kind, labels if len(set(labels)) > 1 else None, times, values)
+
+
+def entries_of(
+    calls: list[tuple[bool, tuple[ValueKind, list[DataPoint]]]], points_max: int
+) -> tuple[list[object], list[DataPoint]]:
+    """The calls as entries, single ones or columns, and their points."""
+    entries: list[object] = []
+    points: list[DataPoint] = []
+    for at_once, (kind, some) in calls:
+        points += some
+        if at_once:
+            entries += columns_of(kind, some).entries(some[0].labels, points_max)
+        else:
+            for point in some:
+                entries += point
+    return entries, points
+
+
+def rows_of(departure: Departure) -> list[DataPoint]:
+    """The rows over the batches one after the other."""
+    return [
+        point
+        for batch in departure.batches
+        for series in batch.groups()
+        for point in series.points()
+    ]
+
+
+@pytest.mark.parametrize("ranks_max", [tsengine.arrivals._RANKS_MAX, 0])
+@given(calls, st.integers(1, 20))
+def test_what_departs_is_what_arrived_first(
+    ranks_max: int, calls: list[tuple[bool, tuple[ValueKind, list[DataPoint]]]], points_max: int
+) -> None:
+    """The oldest points depart, at most `points_max`, one batch a kind, grouped by series.
+
+    Each series' points are in order of arrival, and `positions` say which each row was. It is
+    so too where labels lie too far apart in memory for their addresses to be ranks.
+    """
+    entries, points = entries_of(calls, points_max)
+    given = entries[:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tsengine.arrivals, "_RANKS_MAX", ranks_max)
+        departure = depart(entries, points_max)
+    assert len(entries) == len(given)
+    assert all(one is other for one, other in zip(entries, given, strict=True))
+    if departure is None:
+        assert not points
+        return
+    assert 0 < departure.points <= points_max
+    assert departure.points == count_points(entries[: 3 * departure.entries])
+    rows = rows_of(departure)
+    assert [points[position] for position in departure.positions.tolist()] == rows
+    assert sorted(departure.positions.tolist()) == list(range(departure.points))
+    starts = accumulate((len(batch) for batch in departure.batches), initial=0)
+    for start, batch in zip(starts, departure.batches, strict=False):
+        assert len(set(batch.labels)) == len(batch.labels) == len(batch.offsets) - 1
+        assert (np.diff(batch.offsets) > 0).all()
+        for first, last in zip(batch.offsets[:-1], batch.offsets[1:], strict=True):
+            assert (np.diff(departure.positions[start + first : start + last]) > 0).all()
+    assert len({batch.values.dtype for batch in departure.batches}) == len(departure.batches)
+    # As many whole entries as fit.
+    rest = entries[3 * departure.entries :]
+    if rest:
+        assert departure.points + count_points(rest[:3]) > points_max
+
+
+@given(calls, st.integers(1, 20))
+def test_entries_give_back_their_points(
+    calls: list[tuple[bool, tuple[ValueKind, list[DataPoint]]]], points_max: int
+) -> None:
+    """Entries, single ones and columns, tell their points, how many, and of which series."""
+    entries, points = entries_of(calls, points_max)
+    found = points_of(entries)
+    assert found == points
+    assert [type(point.value) for point in found] == [type(point.value) for point in points]
+    assert count_points(entries) == len(points)
+    assert series_of(entries) == {point.labels for point in points}
+
+
+@given(st.integers(1, 30), st.data())
+def test_rows_are_told_in_order_of_arrival(points_max: int, data: st.DataObject) -> None:
+    """Row numbers of a handler become numbers of arrival, ascending, counted from a batch on."""
+    entries, points = entries_of(data.draw(calls), points_max)
+    departure = depart(entries, points_max)
+    if departure is None:
+        return
+    rows = rows_of(departure)
+    staged = len(departure.batches[0]) if len(departure.batches) > 1 else 0
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - staged - 1), unique=True))
+    arrived = departure.arrived(chosen, staged)
+    assert list(arrived) == sorted(arrived)
+    assert sorted(map(repr, (points[row] for row in arrived))) == sorted(
+        map(repr, (rows[staged + row] for row in chosen))
+    )
+
+
+def test_only_stored_forms_have_a_kind() -> None:
+    """Values as they are stored tell their kind; others raise rather than be guessed."""
+    for kind, values in VALUES.items():
+        assert {kind_of_stored(value) for value in values} == {kind}
+    for value in (None, np.float64(1.0), (1, 2), 1j):
+        with pytest.raises(TypeError, match="stored form"):
+            kind_of_stored(value)  # type: ignore[arg-type]  # what it must refuse

@@ -1,0 +1,482 @@
+"""The LMDB store: files, sharing, merging, sweeping, growth; what the shared kit cannot see."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+from tsengine.backends.lmdb import LmdbEngine, environment, merge
+from tsengine.engine import Engine
+from tsengine.errors import (
+    CorruptionError,
+    FormatVersionError,
+    ReadOnlyError,
+    SnapshotExpiredError,
+    StoreInUseError,
+    StoreOptionError,
+    StorePathError,
+)
+from tsengine.model import GroupedBatch, Labels
+
+A = Labels("a", host="1")
+SERIES = [Labels("m", host=str(number)) for number in range(20)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A path where a store may be made."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def small_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merges that are due after three commits, in steps of a few rows."""
+    monkeypatch.setattr(merge, "RUNS_DUE", 3)
+    monkeypatch.setattr(merge, "RUNS_MERGED", 2)
+    monkeypatch.setattr(merge, "STEP_ROWS", 16)
+    monkeypatch.setattr(merge, "OWN_BLOCKS_FROM", 5)
+
+
+def commits(engine: Engine, count: int, *, rows: int = 3) -> None:
+    """Make commits of a few rows in each series, in order of time."""
+    for commit in range(count):
+        engine.write(
+            (labels, 1 + commit * rows + row, float(commit))
+            for labels in SERIES
+            for row in range(rows)
+        )
+
+
+def rows_of(engine: Engine) -> dict[Labels, list[tuple[int, float]]]:
+    """Give everything that a query answers."""
+    return {
+        batch.labels: list(zip(batch.timestamps.tolist(), batch.values.tolist(), strict=True))
+        for batch in engine.query()
+    }
+
+
+# Merging.
+
+
+@pytest.mark.usefixtures("small_merges")
+@pytest.mark.parametrize("block_points", [1, 4, 16_384])
+def test_merging_changes_no_answer(tmp_path: Path, block_points: int) -> None:
+    """A store that merges after every commit reads as one that never does."""
+    with (
+        LmdbEngine(str(tmp_path / "merged"), merging="inline", block_points=block_points) as merged,
+        LmdbEngine(str(tmp_path / "never"), merging="manual") as never,
+    ):
+        for engine in (merged, never):
+            commits(engine, 20)
+            engine.write([(SERIES[3], 7, -1.0), (SERIES[3], 4, -2.0)])
+            engine.delete(SERIES[5], 10, 20)
+            commits(engine, 4)
+        assert len(merged.stats().details["runs_by_level"]) > 2  # type: ignore[arg-type]  # a dict
+        assert never.stats().details["runs"] == 25
+        assert rows_of(merged) == rows_of(never)
+        merged.check()
+        never.check()
+
+
+@pytest.mark.usefixtures("small_merges")
+def test_background_merging_keeps_up_and_ends_with_close(path: Path) -> None:
+    """Merges run beside commits, leave few runs, and close() waits for the thread."""
+    with LmdbEngine(str(path)) as engine:
+        commits(engine, 40)
+        expected = rows_of(engine)
+    with LmdbEngine(str(path), merging="inline") as engine:
+        engine.write([(A, 1, 1.0)])
+        assert int(str(engine.stats().details["runs"])) < 15
+        assert {labels: rows for labels, rows in rows_of(engine).items() if labels is not A} == (
+            expected
+        )
+        assert engine.stats().details["upkeep_error"] is None
+        engine.check()
+
+
+@pytest.mark.usefixtures("small_merges")
+def test_a_scan_reads_its_moment_through_merges_and_deletes(path: Path) -> None:
+    """A scan begun before merges, sweeps, deletes and compaction gives what was there."""
+    with LmdbEngine(str(path), merging="inline") as engine:
+        commits(engine, 7)
+        expected = rows_of(engine)
+        scan = engine.scan()
+        got = [next(scan)]
+        engine.delete(SERIES[2])
+        engine.delete(None, 1, 5)
+        commits(engine, 9)
+        engine.compact()
+        got += scan
+        read: dict[Labels, list[tuple[int, float]]] = {}
+        for batch in got:
+            rows = zip(batch.timestamps.tolist(), batch.values.tolist(), strict=True)
+            read.setdefault(batch.labels, []).extend(rows)
+        assert read == expected
+
+
+def test_merged_runs_are_swept_and_their_space_used_again(path: Path) -> None:
+    """Writing the same span again and again with compaction leaves a file of one span."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        commits(engine, 3, rows=100)
+        engine.compact()
+        once = engine.stats().bytes
+        for _ in range(5):
+            commits(engine, 3, rows=100)
+            report = engine.compact()
+            assert report.reason == ""
+        assert engine.stats().bytes <= 1.5 * once
+        assert engine.stats().details["runs_to_sweep"] == 0
+
+
+def test_a_merge_cut_short_is_swept_at_the_next_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of a run that never got into the manifest are gone after reopening."""
+    monkeypatch.setattr(merge, "STEP_ROWS", 16)
+    engine = LmdbEngine(str(path), merging="manual").open()
+    commits(engine, 4, rows=50)
+    expected = rows_of(engine)
+    upkeep = engine._shared.upkeep  # the crash is made where only the backend can
+    upkeep._begin(list(engine._store.manifest.runs))
+    for _ in range(5):
+        upkeep._merges[0].step()
+    unfinished = upkeep._merges[0].number
+    engine.close()
+    with LmdbEngine(str(path)) as engine:
+        engine.compact()
+        assert rows_of(engine) == expected
+        table = engine._store.environment.tables["blocks"]
+        with engine._store.environment.read() as transaction:
+            runs = {int.from_bytes(key[:8], "big") for key, _ in transaction.cursor(table)}
+        assert unfinished not in runs
+
+
+def test_late_points_in_many_runs_are_folded(path: Path) -> None:
+    """Late rows in unmerged runs land at their time, the newest write standing."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write_series(A, np.arange(10, 1010, 10), np.zeros(100))
+        for late in range(1, 17):
+            engine.write_series(A, np.array([5 + 10 * late, 500]), np.full(2, float(late)))
+        (batch,) = engine.query(A)
+        assert len(batch) == 116
+        assert (np.diff(batch.timestamps) > 0).all()
+        assert batch.values[batch.timestamps == 500].tolist() == [16.0]
+
+
+def test_a_large_batch_is_packed_at_once(path: Path) -> None:
+    """A batch beyond the bulk size lands in packed blocks and reads back exactly."""
+    rows = 6_000
+    labels = [Labels("bulk", host=str(number)) for number in range(100)]
+    timestamps = np.tile(np.arange(1, rows + 1) * 10, len(labels))
+    values = np.round(np.random.default_rng(1).normal(size=len(timestamps)).cumsum(), 2)
+    offsets = np.arange(len(labels) + 1) * rows
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write_batch(GroupedBatch(labels, offsets, timestamps, values))
+        assert 0 not in engine.stats().details["runs_by_level"]  # type: ignore[operator]  # a dict
+        assert engine.stats().bytes < 8 * len(values)
+        by_labels = {batch.labels: batch for batch in engine.query()}
+        for number, series in enumerate(labels):
+            rows_here = slice(number * rows, (number + 1) * rows)
+            assert by_labels[series].values.tolist() == values[rows_here].tolist()
+        part = engine.query(labels[7], 100, 300)[0]
+        assert part.timestamps.tolist() == list(range(100, 300, 10))
+
+
+def test_a_long_series_is_scanned_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan holds a bounded number of rows of a long series and loses none."""
+    monkeypatch.setattr("tsengine.backends.lmdb.engine.SCAN_ROWS", 1_000)
+    with LmdbEngine(str(path), merging="manual", block_points=100) as engine:
+        engine.write_series(A, np.arange(1, 20_001), np.arange(20_000.0))
+        engine.write_series(A, np.arange(5_000, 5_010), np.full(10, -1.0))
+        engine.compact()
+        pieces = list(engine.scan(A))
+        assert len(pieces) > 10
+        assert max(map(len, pieces)) <= 2_000
+        assert np.concatenate([piece.timestamps for piece in pieces]).tolist() == list(
+            range(1, 20_001)
+        )
+        assert engine.count(A) == 20_000
+
+
+# Files.
+
+
+def test_modes_keep_others_out(path: Path) -> None:
+    """The directory is 0700 and its files 0600."""
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(A, 1, 1.0)])
+        engine.compact()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o600}
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    """A path that is a file is refused, and the file stays as it is."""
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(StorePathError, match="is a file"):
+        LmdbEngine(str(file)).open()
+    assert file.read_text() == "precious"
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path: Path) -> None:
+    """A directory with other files is refused, and nothing is added to it."""
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(StorePathError, match="other files"):
+        LmdbEngine(str(tmp_path)).open()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
+    """A path whose parent is missing is refused with what to do."""
+    with pytest.raises(StorePathError, match="make the parent first"):
+        LmdbEngine(str(tmp_path / "no" / "store")).open()
+
+
+def test_symbolic_links_inside_are_refused(path: Path, tmp_path: Path) -> None:
+    """A data file that is a symbolic link is refused."""
+    path.mkdir()
+    (path / "data.mdb").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorePathError, match="symbolic link"):
+        LmdbEngine(str(path)).open()
+
+
+def test_reading_needs_a_store(path: Path) -> None:
+    """read_only of a path without a store is refused and makes nothing."""
+    with pytest.raises(StorePathError, match="does not exist"):
+        LmdbEngine(str(path), read_only=True).open()
+    assert not path.exists()
+
+
+def test_a_newer_format_is_refused_untouched(path: Path) -> None:
+    """A store of a newer format gives FormatVersionError and keeps its bytes."""
+    LmdbEngine(str(path)).open().close()
+    with lmdb.open(str(path), max_dbs=16) as raw, raw.begin(write=True) as transaction:
+        transaction.put(b"format", b"999", db=raw.open_db(b"meta", transaction))
+    before = (path / "data.mdb").read_bytes()
+    with pytest.raises(FormatVersionError, match="999"):
+        LmdbEngine(str(path)).open()
+    assert (path / "data.mdb").read_bytes() == before
+
+
+def test_foreign_data_is_refused(path: Path) -> None:
+    """A data file that LMDB does not know is refused with its path."""
+    path.mkdir()
+    (path / "data.mdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(FormatVersionError, match="no LMDB store"):
+        LmdbEngine(str(path)).open()
+
+
+def test_other_options_are_refused(path: Path) -> None:
+    """A store opens with its own options or none, and refuses others by name."""
+    LmdbEngine(str(path), duplicate_policy="sum").open().close()
+    with pytest.raises(StoreOptionError, match="duplicate_policy='sum', not 'min'"):
+        LmdbEngine(str(path), duplicate_policy="min").open()
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(A, 1, 1.0), (A, 1, 2.0)])
+        assert engine.latest() == [(A, 1, 3.0)]
+
+
+def test_a_flipped_byte_is_named_and_never_read(path: Path) -> None:
+    """A damaged block raises CorruptionError naming it; other series still read."""
+    with LmdbEngine(str(path), merging="manual", block_points=4) as engine:
+        engine.write_series(A, np.arange(1, 5), np.arange(4) + 0.125)
+        engine.write_series(SERIES[0], np.arange(1, 5), np.arange(4) + 0.25)
+    data = path / "data.mdb"
+    whole = data.read_bytes()
+    right = np.float64(2.125).tobytes()
+    data.write_bytes(whole.replace(right, b"\xff" + right[1:]))  # also in pages now free
+    with LmdbEngine(str(path)) as engine:
+        with pytest.raises(CorruptionError, match="fails its checksum"):
+            engine.query(A)
+        with pytest.raises(CorruptionError, match="fails its checksum"):
+            engine.check()
+        assert engine.query(SERIES[0])[0].values.tolist() == [0.25, 1.25, 2.25, 3.25]
+
+
+def test_the_map_grows_by_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that outgrows its map goes on, under open scans, and keeps everything."""
+    monkeypatch.setattr(environment, "MAP_BYTES", 1 << 18)
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write_series(A, np.arange(1, 1_001), np.arange(1_000.0))
+        scan = engine.scan()
+        first = next(scan)
+        for series in SERIES:
+            engine.write_series(series, np.arange(1, 5_001), np.arange(5_000.0))
+        assert len(first) + sum(map(len, scan)) == 1_000
+        assert engine.count() == 1_000 + 20 * 5_000
+        engine.check()
+
+
+# Sharing and other processes.
+
+
+def test_engines_of_one_process_share_the_store(path: Path, tmp_path: Path) -> None:
+    """Two engines on one path, even by another name, read each other's commits at once."""
+    link = tmp_path / "link"
+    with LmdbEngine(str(path)) as one:
+        link.symlink_to(path)
+        with LmdbEngine(str(link)) as two:
+            one.write([(A, 1, 1.0)])
+            two.write([(A, 2, 2.0)])
+            assert one.query(A)[0].timestamps.tolist() == [1, 2]
+        assert one.query(A)[0].timestamps.tolist() == [1, 2]
+        with LmdbEngine(str(path), read_only=True) as reader:
+            assert reader.count() == 2
+            with pytest.raises(ReadOnlyError):
+                reader.write([(A, 3, 3.0)])
+
+
+def test_a_second_writing_process_is_refused(path: Path) -> None:
+    """Another process that opens for writing gets StoreInUseError, and may read."""
+    code = (
+        "import sys\n"
+        "from tsengine.backends.lmdb import LmdbEngine\n"
+        "from tsengine.errors import StoreInUseError\n"
+        "try:\n"
+        "    LmdbEngine(sys.argv[1]).open()\n"
+        "except StoreInUseError as error:\n"
+        "    print(error)\n"
+        "with LmdbEngine(sys.argv[1], read_only=True) as engine:\n"
+        "    print(engine.count())\n"
+    )
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(A, 1, 1.0)])
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        )
+    refused, count = done.stdout.splitlines()
+    assert "open for writing in another process" in refused
+    assert count == "1"
+    with pytest.raises(StoreInUseError), _held_elsewhere(path):
+        LmdbEngine(str(path)).open()
+
+
+def test_a_forked_child_reads_anew_and_holds_no_lock(path: Path) -> None:
+    """A child can open the store for reading, and its life does not keep the lock."""
+    engine = LmdbEngine(str(path)).open()
+    engine.write([(A, 1, 1.0)])
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # no assertion here could reach the test: the exit status tells
+        os.close(writing)
+        with contextlib.suppress(BaseException):
+            engine.query(A)
+            os._exit(1)  # the parent's engine must raise
+        with LmdbEngine(str(path), read_only=True) as mine:
+            count = mine.count()
+        os.read(reading, 1)
+        os._exit(0 if count in (1, 2) else 2)
+    os.close(reading)
+    engine.write([(A, 2, 2.0)])
+    engine.close()
+    with LmdbEngine(str(path)) as engine:
+        engine.check()
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_reader_elsewhere_sees_every_acknowledged_commit(path: Path) -> None:
+    """A reading process sees each commit once it was acknowledged, through merges."""
+    with LmdbEngine(str(path), merging="inline") as engine:
+        engine.write([(A, 1, 1.0)])
+        with _reader(path) as ask:
+            for commit in range(2, 30):
+                engine.write([(A, commit, 1.0)])
+                assert ask("count") == commit
+
+
+def test_runs_stay_for_a_reader_elsewhere_until_their_age(path: Path) -> None:
+    """A scan in another process goes on over merged runs, and is told when they are gone."""
+    now = [1_000_000_000]
+    with LmdbEngine(
+        str(path), merging="manual", snapshot_age_max=60, clock_ns=lambda: now[0]
+    ) as engine:
+        commits(engine, 3, rows=800)  # so many that a scan takes a step a series
+        with _reader(path) as ask:
+            assert ask("begin") == 1
+            engine.compact()
+            assert ask("next") == 1
+            assert engine.stats().details["runs_to_sweep"] == 3
+            now[0] += 61_000_000_000
+            engine.compact()
+            assert engine.stats().details["runs_to_sweep"] == 0
+            assert ask("next") == SnapshotExpiredError.__name__
+            assert ask("count") == 3 * 800 * len(SERIES)
+
+
+class _held_elsewhere:  # noqa: N801  # reads as a statement
+    """Keeps a store open for writing in another process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        code = (
+            "import sys\n"
+            "from tsengine.backends.lmdb import LmdbEngine\n"
+            "LmdbEngine(sys.argv[1]).open()\n"
+            "print('open', flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(self._path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+
+def _serve(path: str, questions: Connection) -> None:
+    """Answer questions about a store, in a process of its own."""
+    with LmdbEngine(path, read_only=True) as engine:
+        scan: Iterator[object] = iter(())
+        while (question := questions.recv()) != "end":
+            try:
+                if question == "count":
+                    questions.send(engine.count())
+                    continue
+                if question == "begin":
+                    scan = engine.scan()
+                next(scan)
+                questions.send(1)
+            except SnapshotExpiredError as error:
+                questions.send(type(error).__name__)
+
+
+class _reader:  # noqa: N801  # reads as a statement
+    """A reading process that answers one question after the other."""
+
+    def __init__(self, path: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._questions, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(str(path), theirs))
+
+    def __enter__(self) -> _reader:
+        self._process.start()
+        return self
+
+    def __call__(self, question: str) -> object:
+        self._questions.send(question)
+        assert self._questions.poll(60), "the reading process does not answer"
+        return self._questions.recv()
+
+    def __exit__(self, *_: object) -> None:
+        self._questions.send("end")
+        self._process.join(60)
+        assert self._process.exitcode == 0

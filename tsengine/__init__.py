@@ -1,0 +1,134 @@
+"""tsengine: a pluggable time-series storage engine.
+
+    import tsengine
+
+    with tsengine.open("lmdb:///var/lib/app/metrics") as engine:
+        with tsengine.WriteBuffer(engine) as buffer:
+            cpu = tsengine.Labels("cpu_usage", host="web-1", region="eu")
+            buffer.write(tsengine.DataPoint(cpu, 1_700_000_000_000_000_000, 0.42))
+        engine.query('cpu_usage{region="eu"}').to_pandas()
+
+The public names are those of `__all__`, and those of `tsengine.testing`.
+"""
+
+from tsengine import errors
+from tsengine.buffer import WriteBuffer
+from tsengine.duplicates import DuplicatePolicy
+from tsengine.engine import (
+    Capability,
+    CompactReport,
+    Engine,
+    EngineStats,
+    WriteBufferHandler,
+)
+from tsengine.errors import (
+    BatchShapeError,
+    BufferFullError,
+    CancelledError,
+    ConfigurationError,
+    CorruptionError,
+    DuplicatePointError,
+    ForkedError,
+    FormatVersionError,
+    InvalidDataError,
+    InvalidQueryError,
+    LabelsError,
+    LifecycleError,
+    MissingDependencyError,
+    NotOpenError,
+    RangeError,
+    ReadOnlyError,
+    SelectorError,
+    SnapshotExpiredError,
+    StorageError,
+    StorageFullError,
+    StoreInUseError,
+    StoreOptionError,
+    StorePathError,
+    TimestampError,
+    TsEngineError,
+    UnknownBackendError,
+    UnknownOptionError,
+    UnsavedPointsError,
+    UnsupportedError,
+    ValueKindError,
+    ValueOverflowError,
+    WaitError,
+    WaitTimeoutError,
+)
+from tsengine.model import (
+    DataPoint,
+    GroupedBatch,
+    Labels,
+    ProducerMark,
+    SeriesBatch,
+    ValueKind,
+    WriteReceipt,
+    duration,
+    timestamp,
+)
+from tsengine.registry import open
+from tsengine.result import QueryResult
+from tsengine.selectors import Matcher, MatchOperator, Selector
+
+__version__ = "0.1.0"
+"""That of the package; written here too, so that an import need not read its metadata."""
+
+__all__ = [
+    "BatchShapeError",
+    "BufferFullError",
+    "CancelledError",
+    "Capability",
+    "CompactReport",
+    "ConfigurationError",
+    "CorruptionError",
+    "DataPoint",
+    "DuplicatePointError",
+    "DuplicatePolicy",
+    "Engine",
+    "EngineStats",
+    "ForkedError",
+    "FormatVersionError",
+    "GroupedBatch",
+    "InvalidDataError",
+    "InvalidQueryError",
+    "Labels",
+    "LabelsError",
+    "LifecycleError",
+    "MatchOperator",
+    "Matcher",
+    "MissingDependencyError",
+    "NotOpenError",
+    "ProducerMark",
+    "QueryResult",
+    "RangeError",
+    "ReadOnlyError",
+    "Selector",
+    "SelectorError",
+    "SeriesBatch",
+    "SnapshotExpiredError",
+    "StorageError",
+    "StorageFullError",
+    "StoreInUseError",
+    "StoreOptionError",
+    "StorePathError",
+    "TimestampError",
+    "TsEngineError",
+    "UnknownBackendError",
+    "UnknownOptionError",
+    "UnsavedPointsError",
+    "UnsupportedError",
+    "ValueKind",
+    "ValueKindError",
+    "ValueOverflowError",
+    "WaitError",
+    "WaitTimeoutError",
+    "WriteBuffer",
+    "WriteBufferHandler",
+    "WriteReceipt",
+    "__version__",
+    "duration",
+    "errors",
+    "open",
+    "timestamp",
+]

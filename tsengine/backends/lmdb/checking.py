@@ -1,0 +1,94 @@
+"""Checking: read everything, verify every checksum, and compare it with the manifest."""
+
+from __future__ import annotations
+
+import os
+
+import lmdb.verify
+
+from tsengine.backends.lmdb.blocks import decode, describe, read_header, verify
+from tsengine.backends.lmdb.layout import (
+    BLOCKS,
+    NAMES,
+    SERIES,
+    block_key,
+    pack_u64,
+    text_key,
+    unpack_u64,
+)
+from tsengine.backends.lmdb.runs import Run
+from tsengine.backends.lmdb.store import Store
+from tsengine.errors import CorruptionError
+
+STEP_BLOCKS = 64
+"""Blocks verified in one read transaction: a few milliseconds, so that pages are not held."""
+
+
+def check_store(store: Store) -> None:
+    """Verify a store while it is in use.
+
+    Raises:
+        CorruptionError: names the first place found damaged.
+    """
+    check_structure(store)
+    with store.pinned(lambda _: None) as (manifest, _):
+        for run in manifest.runs:
+            _check_run(store, run)
+    _check_catalogue(store)
+
+
+def check_structure(store: Store) -> None:
+    """Verify LMDB's pages without LMDB, as far as no writer of another process moves them."""
+    if store.settings.read_only:
+        return
+    path = store.environment.path / "data.mdb"
+    with store.environment.quiet():
+        try:
+            lmdb.verify.verify(os.fspath(path))  # type: ignore[no-untyped-call]  # not typed yet
+        except lmdb.verify.VerifyError as error:
+            raise CorruptionError(f"{path}: {error}") from error
+
+
+def _check_run(store: Store, run: Run) -> None:
+    rows = blocks = 0
+    last: tuple[int, int] | None = None
+    key = pack_u64(run.number)
+    more = True
+    while more:
+        with store.environment.read() as transaction:
+            cursor = transaction.cursor(store.environment.tables[BLOCKS])
+            more = cursor.set_range(key)
+            if more and blocks and bytes(cursor.key()) == key:
+                more = cursor.next()
+            for _ in range(STEP_BLOCKS):
+                if not more or cursor.key()[:8] != pack_u64(run.number):
+                    more = False
+                    break
+                key, block = bytes(cursor.key()), cursor.value()
+                header = read_header(key, block)
+                verify(key, block)
+                columns = decode(key, block, header)
+                first = int(columns.series[0]), int(columns.timestamps[0])
+                if block_key(run.number, *first) != key or (last is not None and first <= last):
+                    raise CorruptionError(f"{describe(key)} is out of order")
+                last = header.last_series, header.last_timestamp
+                rows += len(columns)
+                blocks += 1
+                more = cursor.next()
+    if (rows, blocks) != (run.rows, run.blocks):
+        raise CorruptionError(
+            f"run {run.number} has {rows} rows in {blocks} blocks, the manifest says {run.rows} "
+            f"in {run.blocks}"
+        )
+
+
+def _check_catalogue(store: Store) -> None:
+    with store.environment.read() as transaction:
+        tables = store.environment.tables
+        for key, row in transaction.cursor(tables[NAMES]):
+            number = unpack_u64(row)
+            if transaction.get(pack_u64(number), db=tables[SERIES]) is None:
+                raise CorruptionError(f"series number {number} has a name and no labels")
+            labels = store.catalogue.labels(transaction, number)
+            if text_key(labels.id) != bytes(key):
+                raise CorruptionError(f"series number {number} is listed under another name")

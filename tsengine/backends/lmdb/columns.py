@@ -1,0 +1,144 @@
+"""Columns: rows of many series by series number and time, and how pieces of them combine.
+
+This is the one shape inside the store: what a flush writes, a block holds, a merge moves
+and a read gathers. Values of kind `object` are their MessagePack bytes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from tsengine.duplicates import DuplicatePolicy, distinct_starts, fold_values
+from tsengine.model import Int64Array, ValueArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """Rows sorted by series number, then time.
+
+    Attributes:
+        series: int64[k], ascending and distinct.
+        offsets: int64[k + 1]; rows `offsets[i]` to `offsets[i + 1]` are of `series[i]`.
+        timestamps: int64[n].
+        values: float64[n], int64[n], or object[n] of bytes.
+    """
+
+    series: Int64Array
+    offsets: Int64Array
+    timestamps: Int64Array
+    values: ValueArray
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def row_series(self) -> Int64Array:
+        """Give each row its series number: int64[n]."""
+        return np.repeat(self.series, np.diff(self.offsets))
+
+    def rows(self, start: int, end: int) -> Columns:
+        """Give the rows from `start` to `end`, as views where a column allows it."""
+        first = int(self.offsets.searchsorted(start, "right")) - 1
+        last = int(self.offsets.searchsorted(end, "left"))
+        offsets = self.offsets[first : last + 1].clip(start, end) - start
+        return Columns(
+            self.series[first:last], offsets, self.timestamps[start:end], self.values[start:end]
+        )
+
+    def keep(self, kept: BoolArray) -> Columns:
+        """Give the rows where `kept` (bool[n]) is true."""
+        kept_before = np.concatenate(([0], np.cumsum(kept)))
+        bounds = kept_before[self.offsets]
+        filled = bounds[1:] > bounds[:-1]
+        return Columns(
+            self.series[filled],
+            np.append(bounds[:-1][filled], bounds[-1]),
+            self.timestamps[kept],
+            self.values[kept],
+        )
+
+
+def group_rows(row_series: Int64Array, timestamps: Int64Array, values: ValueArray) -> Columns:
+    """Make columns of rows that are sorted by series and time already."""
+    starts = np.flatnonzero(np.concatenate(([True], row_series[1:] != row_series[:-1])))
+    if not len(row_series):
+        starts = np.empty(0, np.int64)
+    return Columns(row_series[starts], np.append(starts, len(row_series)), timestamps, values)
+
+
+def combine(pieces: Sequence[Columns], policy: DuplicatePolicy) -> Columns:
+    """Merge pieces in order of commit, and fold rows of equal series and time.
+
+    Args:
+        pieces: of one value kind, the oldest first, each without repeated keys or not.
+        policy: what equal keys do; `error` was enforced at the write, so nothing repeats.
+
+    Returns:
+        Sorted columns with one row per series and timestamp.
+    """
+    pieces = [piece for piece in pieces if len(piece)]
+    if not pieces:
+        empty = np.empty(0, np.int64)
+        return Columns(empty, np.zeros(1, np.int64), empty, np.empty(0, np.float64))
+    if len(pieces) == 1:
+        return fold_columns(pieces[0], policy)
+    row_series = np.concatenate([piece.row_series() for piece in pieces])
+    timestamps = np.concatenate([piece.timestamps for piece in pieces])
+    values: ValueArray = np.concatenate([piece.values for piece in pieces])
+    order = _stable_order(pieces, row_series)
+    if order is not None:
+        row_series, timestamps, values = row_series[order], timestamps[order], values[order]
+    falls = (timestamps[1:] < timestamps[:-1]) & (row_series[1:] == row_series[:-1])
+    if falls.any():
+        order = np.lexsort((timestamps, row_series))
+        row_series, timestamps, values = row_series[order], timestamps[order], values[order]
+    starts = distinct_starts(timestamps, row_series)
+    if starts is not None:
+        row_series, timestamps = row_series[starts], timestamps[starts]
+        values = fold_values(starts, values, _reading(policy))
+    return group_rows(row_series, timestamps, values)
+
+
+def fold_columns(columns: Columns, policy: DuplicatePolicy) -> Columns:
+    """Fold rows of equal series and time in sorted columns."""
+    if len(columns.series) == len(columns):
+        return columns
+    row_series = columns.row_series()
+    starts = distinct_starts(columns.timestamps, row_series)
+    if starts is None:
+        return columns
+    return group_rows(
+        row_series[starts],
+        columns.timestamps[starts],
+        fold_values(starts, columns.values, _reading(policy)),
+    )
+
+
+def _reading(policy: DuplicatePolicy) -> DuplicatePolicy:
+    """The policy for rows that were accepted: under `error` none repeat."""
+    return DuplicatePolicy.LAST if policy is DuplicatePolicy.ERROR else policy
+
+
+def _stable_order(pieces: Sequence[Columns], row_series: Int64Array) -> Int64Array | None:
+    """Order that sorts by series and keeps the order of pieces; None where it holds already.
+
+    Series numbers are ranked first, so that (rank, row) packs into one integer and numpy's
+    fastest sort serves, although it is not stable by itself.
+    """
+    if all(before.series[-1] < after.series[0] for before, after in pairwise(pieces)):
+        return None
+    distinct = np.unique(np.concatenate([piece.series for piece in pieces]))
+    if len(distinct) == 1:
+        return None
+    packed = distinct.searchsorted(row_series)
+    packed <<= 32
+    packed |= np.arange(len(row_series))
+    packed.sort()
+    packed &= 2**32 - 1
+    return packed

@@ -1,0 +1,432 @@
+"""LmdbEngine: the embedded default, a columnar merge tree in LMDB."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar, Final
+
+import lmdb
+import numpy as np
+
+from tsengine.backends.lmdb.catalogue import kind_of
+from tsengine.backends.lmdb.checking import check_store
+from tsengine.backends.lmdb.environment import sync_directory, sync_file
+from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
+from tsengine.backends.lmdb.reading import Piece
+from tsengine.backends.lmdb.runs import DeleteEvent, Manifest
+from tsengine.backends.lmdb.sharing import Shared, acquire, release
+from tsengine.backends.lmdb.store import Settings, Store
+from tsengine.backends.lmdb.writing import prepare
+from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
+from tsengine.errors import StorageFullError, StorePathError
+from tsengine.model import (
+    DataPoint,
+    GroupedBatch,
+    Int64Array,
+    Labels,
+    ProducerMark,
+    SeriesBatch,
+    TimestampLike,
+    Value,
+    ValueKind,
+    WriteReceipt,
+    timestamp_range,
+    unpack_object,
+)
+from tsengine.options import STORE_OPTIONS, Converter, choice, positive_integer, seconds
+from tsengine.result import QueryResult
+from tsengine.selectors import Selector, SelectorLike, to_selector
+from tsengine.staging import receipt_of
+
+SCAN_ROWS: Final = 1 << 18
+"""Rows that one step of a scan holds: 4 MiB of columns."""
+
+SHORT_SERIES: Final = 2_000
+"""Average rows of a series below which many series are read together, block by block, rather
+than one by one: there a block is decoded once for all series in it."""
+
+
+class LmdbEngine(Engine):
+    """A store in a directory, written by one process and read by any number.
+
+    Args:
+        location: path of the directory; created, with mode 0700, where missing.
+        durability: `"commit"`, a returned commit is on disk; or `"relaxed"`, a power cut
+            may take the last commit, never the store.
+        merging: `"background"`, `"inline"` (the writer merges after its commit), or
+            `"manual"` (only `compact()` does).
+        block_points: rows of a packed block.
+        snapshot_age_max: seconds that merged runs stay for scans in other processes.
+        clock_ns: nanoseconds since the Unix epoch; injected by tests.
+        options: those of every store.
+
+    Engines of one process on one path share one open store. Forked children open anew.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.RETENTION,
+            Capability.PERSISTENCE,
+            Capability.OTHER_PROCESSES,
+            Capability.SNAPSHOT_FILES,
+            Capability.PRODUCER_MARKS,
+        }
+    )
+    option_converters: ClassVar[Mapping[str, Converter]] = {
+        **STORE_OPTIONS,
+        "durability": choice("commit", "relaxed"),
+        "merging": choice("background", "inline", "manual"),
+        "block_points": positive_integer,
+        "snapshot_age_max": seconds,
+    }
+
+    def __init__(
+        self, location: str, *, clock_ns: Callable[[], int] = time.time_ns, **options: object
+    ) -> None:
+        super().__init__(os.fspath(location), clock_ns=clock_ns, **options)
+        if not self.location:
+            raise StorePathError("a store needs a path, as in lmdb:///var/lib/app/metrics")
+        own = dict(self.backend_options)
+        age = own.pop("snapshot_age_max", None)
+        if age is not None:
+            own["snapshot_age_max_ns"] = int(float(str(age)) * 1e9)
+        self._settings = Settings(read_only=self.read_only, **own)  # type: ignore[arg-type]  # converted by option_converters
+
+    # Primitives.
+
+    def _open(self) -> None:
+        self._shared: Shared = acquire(
+            Path(self.location).absolute(),
+            self._settings,
+            self.options,
+            self._store_options_given,
+            self._clock_ns,
+        )
+        self._store: Store = self._shared.store
+        self._adopt_options(self._store.options)
+
+    def _close(self) -> None:
+        release(self._shared)
+
+    def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
+        store = self._store
+        with store.commit_lock:
+            with store.moment() as (transaction, manifest):
+                if mark is not None:
+                    known = store.mark(transaction, mark.producer)
+                    if known is not None and mark[1:] <= known[0][1:]:
+                        submitted = sum(map(len, batches))
+                        return known[1] if mark == known[0] else receipt_of(submitted, {})
+                prepared = prepare(store, transaction, manifest, batches, store.retained_from())
+            receipt = receipt_of(sum(map(len, batches)), {"retention": prepared.refused})
+            store.add_run(prepared.columns, prepared.newcomers, mark, receipt, self._clock_ns())
+        self._shared.upkeep.after_commit()
+        return receipt
+
+    def _kind(self, labels: Labels) -> ValueKind | None:
+        store = self._store
+        number = store.numbers().numbers.get(labels)
+        if number is None:
+            with store.environment.read() as transaction:
+                number = self._number(transaction, store.manifest_of(transaction), labels)
+        return None if number is None else kind_of(number)
+
+    def _series(self, selector: Selector) -> Iterator[Labels]:
+        store = self._store
+        with store.moment() as (transaction, _):
+            numbers = store.catalogue.resolve(transaction, selector)
+        for start in range(0, len(numbers), SCAN_ROWS):
+            with store.environment.read() as transaction:
+                chunk = [
+                    store.catalogue.labels(transaction, number)
+                    for number in numbers[start : start + SCAN_ROWS].tolist()
+                ]
+            yield from chunk
+
+    def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
+        store = self._store
+        start = max(start, store.retained_from())
+        with store.pinned(lambda transaction: store.catalogue.resolve(transaction, selector)) as (
+            manifest,
+            numbers,
+        ):
+            if start < end and len(numbers):
+                yield from self._scan_pinned(manifest, numbers, start, end)
+
+    def _delete(self, selector: Selector, start: int, end: int) -> int:
+        store = self._store
+        with store.commit_lock:
+            with store.moment() as (transaction, manifest):
+                numbers = np.sort(store.catalogue.resolve(transaction, selector))
+            if not len(numbers):
+                return 0
+            now = self._clock_ns()
+            remove = is_unbounded(start, end)
+            event = DeleteEvent(manifest.state.sequence + 1, start, end, numbers)
+            store.delete(event, remove=remove, now_ns=now)
+            version = store.manifest.state.version
+        # Behind the commit lock: upkeep takes its own lock first and that one second.
+        if remove:
+            self._shared.upkeep.note_removed(
+                REMOVED_SERIES | event.sequence, version, now, tuple(numbers.tolist())
+            )
+        self._shared.upkeep.after_commit()
+        return len(numbers)
+
+    def _stats(self) -> EngineStats:
+        store = self._store
+        with store.moment() as (transaction, manifest):
+            series = store.catalogue.count(transaction)
+        runs = manifest.runs
+        levels: dict[int, int] = {}
+        for run in runs:
+            levels[run.level] = levels.get(run.level, 0) + 1
+        upkeep = self._shared.upkeep
+        return EngineStats(
+            points=sum(run.rows for run in runs),
+            points_exact=len(runs) <= 1
+            and not manifest.deletes
+            and all(run.t_min >= store.retained_from() for run in runs),
+            series=series,
+            bytes=store.environment.file_bytes(),
+            last_write_ns=manifest.state.last_write_ns or None,
+            details={
+                "runs": len(runs),
+                "runs_by_level": levels,
+                "block_bytes": sum(run.size for run in runs),
+                "deletes": len(manifest.deletes),
+                "runs_to_sweep": upkeep.owed,
+                "upkeep_error": None if upkeep.error is None else repr(upkeep.error),
+            },
+        )
+
+    # What can be answered better than by the primitives.
+
+    def query(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> QueryResult:
+        resolved = to_selector(selector)
+        if resolved.exact is None:
+            return super().query(resolved, start, end)
+        self._check_open()
+        first, last = timestamp_range(start, end)
+        store = self._store
+        first = max(first, store.retained_from())
+        with store.environment.read() as transaction:
+            manifest = store.manifest_of(transaction)
+            number = self._number(transaction, manifest, resolved.exact)
+            if number is None or first >= last:
+                return QueryResult(())
+            piece = store.reader.read_series(
+                transaction, manifest, number, first, last, store.options.duplicate_policy
+            )
+        if piece is None:
+            return QueryResult(())
+        return QueryResult((_batch(resolved.exact, number, piece),))
+
+    def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
+        return self._edges(selector, newest=False)
+
+    def latest(self, selector: SelectorLike = None) -> list[DataPoint]:
+        return self._edges(selector, newest=True)
+
+    def label_names(self) -> list[str]:
+        self._check_open()
+        with self._store.environment.read() as transaction:
+            return self._store.catalogue.label_names(transaction)
+
+    def label_values(self, name: str) -> list[str]:
+        self._check_open()
+        with self._store.environment.read() as transaction:
+            return self._store.catalogue.label_values(transaction, name)
+
+    def high_water(self, producer: str) -> ProducerMark | None:
+        self._check_open()
+        with self._store.environment.read() as transaction:
+            known = self._store.mark(transaction, producer)
+        return None if known is None else known[0]
+
+    def forget_producer(self, producer: str) -> None:
+        self._check_writable()
+        self._store.forget_mark(producer)
+
+    def compact(self) -> CompactReport:
+        """Merge everything into one run, apply deletes, and give space back to the disk.
+
+        Writers and readers go on meanwhile, but for the moment in which the smaller file
+        takes the place of the larger.
+        """
+        self._check_writable()
+        store = self._store
+        before = store.environment.file_bytes()
+        self._shared.upkeep.merge_all()
+        try:
+            reason = store.shrink()
+        except StorageFullError:
+            reason = "the disk has no room for the smaller file beside the larger"
+        owed = self._shared.upkeep.owed
+        if not reason and owed:
+            reason = f"{owed} merged runs are still being read"
+        return CompactReport(before, store.environment.file_bytes(), reason)
+
+    def snapshot(self, path: str) -> None:
+        self._check_open()
+        target = Path(path)
+        try:
+            target.mkdir(mode=0o700)
+        except OSError as error:
+            raise StorePathError(
+                f"{target} cannot take a snapshot: {error.strerror}; give a path that does not "
+                "exist in a directory that does"
+            ) from error
+        self._store.environment.copy(target)
+        data = target / "data.mdb"
+        data.chmod(0o600)
+        sync_file(data)
+        sync_directory(target)
+        sync_directory(target.absolute().parent)
+
+    def check(self) -> None:
+        self._check_open()
+        check_store(self._store)
+
+    # Inside.
+
+    def _number(
+        self, transaction: lmdb.Transaction, manifest: Manifest, labels: Labels
+    ) -> int | None:
+        catalogue = self._store.catalogue
+        cache = catalogue.number_cache(manifest.state.catalogue_epoch)
+        return catalogue.number(transaction, labels, cache)
+
+    def _scan_pinned(
+        self, manifest: Manifest, numbers: Int64Array, start: int, end: int
+    ) -> Iterator[SeriesBatch]:
+        rows = sum(run.rows for run in manifest.runs if run.overlaps(start, end))
+        listed = manifest.state.next_series
+        if rows > SHORT_SERIES * listed or len(numbers) == 1:
+            for number in numbers.tolist():
+                yield from self._scan_series(manifest, number, start, end)
+            return
+        each = max(SCAN_ROWS * listed // max(rows, 1), 1)
+        for first in range(0, len(numbers), each):
+            yield from self._scan_together(manifest, numbers[first : first + each], start, end)
+
+    def _scan_series(
+        self, manifest: Manifest, number: int, start: int, end: int
+    ) -> Iterator[SeriesBatch]:
+        """Read one series, in windows where it is long."""
+        store = self._store
+        with store.environment.read() as transaction:
+            store.check_runs(transaction, manifest)
+            labels = store.catalogue.labels(transaction, number)
+            cursor = transaction.cursor(store.environment.tables[BLOCKS])
+            edges = store.reader.window_edges(cursor, manifest, number, start, end, SCAN_ROWS)
+        for first, last in pairwise(edges):
+            with store.environment.read() as transaction:
+                store.check_runs(transaction, manifest)
+                piece = store.reader.read_series(
+                    transaction, manifest, number, first, last, store.options.duplicate_policy
+                )
+            if piece is not None:
+                yield _batch(labels, number, piece)
+
+    def _scan_together(
+        self, manifest: Manifest, numbers: Int64Array, start: int, end: int
+    ) -> Iterator[SeriesBatch]:
+        """Read many short series at once, and give them in the order of `numbers`."""
+        store = self._store
+        with store.environment.read() as transaction:
+            store.check_runs(transaction, manifest)
+            parts = store.reader.read_many(
+                transaction, manifest, np.sort(numbers), start, end, store.options.duplicate_policy
+            )
+            found = {
+                number: (part, place)
+                for part in parts
+                for place, number in enumerate(part.series.tolist())
+            }
+            order = [
+                (number, store.catalogue.labels(transaction, number))
+                for number in numbers.tolist()
+                if number in found
+            ]
+        for number, labels in order:
+            part, place = found[number]
+            rows = slice(int(part.offsets[place]), int(part.offsets[place + 1]))
+            yield _batch(labels, number, (part.timestamps[rows].copy(), part.values[rows].copy()))
+
+    def _edges(self, selector: SelectorLike, *, newest: bool) -> list[DataPoint]:
+        """Give the last or first point of each series, mostly from headers alone."""
+        self._check_open()
+        resolved = to_selector(selector)
+        store = self._store
+        retained_from = store.retained_from()
+        points: list[DataPoint] = []
+        with store.environment.read() as transaction:
+            manifest = store.manifest_of(transaction)
+            cursor = transaction.cursor(store.environment.tables[BLOCKS])
+            for number in store.catalogue.resolve(transaction, resolved).tolist():
+                point = self._edge(
+                    transaction, cursor, manifest, number, retained_from, newest=newest
+                )
+                if point is not None:
+                    labels = store.catalogue.labels(transaction, number)
+                    points.append(DataPoint(labels, *point))
+        return points
+
+    def _edge(
+        self,
+        transaction: lmdb.Transaction,
+        cursor: lmdb.Cursor,
+        manifest: Manifest,
+        number: int,
+        retained_from: int,
+        *,
+        newest: bool,
+    ) -> tuple[int, Value] | None:
+        store = self._store
+        policy = store.options.duplicate_policy
+        start, end = retained_from, 2**63
+        if not any(delete.covers(number) for delete in manifest.deletes):
+            found = [
+                edge
+                for run in manifest.runs
+                if run.series_first <= number <= run.series_last
+                and (edge := store.reader.edge(cursor, run, number, newest=newest)) is not None
+            ]
+            if not found:
+                return None
+            edge_at = (max if newest else min)(timestamp for timestamp, _ in found)
+            if edge_at >= retained_from:
+                values = [value for timestamp, value in found if timestamp == edge_at]
+                if len(values) == 1 and values[0] is not None:
+                    dtype = kind_of(number).dtype
+                    return edge_at, np.frombuffer(values[0], dtype)[0].item()
+                start, end = edge_at, edge_at + 1
+            elif newest:
+                return None
+        piece = store.reader.read_series(transaction, manifest, number, start, end, policy)
+        if piece is None:
+            return None
+        row = -1 if newest else 0
+        batch = _batch(Labels(), number, piece)
+        return int(batch.timestamps[row]), batch.values.tolist()[row]
+
+
+def _batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:
+    """Make the caller's columns of what a read gathered."""
+    timestamps, values = piece
+    if kind_of(number) is ValueKind.OBJECT:
+        objects = np.empty(len(values), dtype=object)
+        for row, packed in enumerate(values.tolist()):
+            objects[row] = unpack_object(packed)
+        values = objects
+    return SeriesBatch(labels, timestamps, values)

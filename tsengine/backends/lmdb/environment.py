@@ -1,0 +1,451 @@
+"""Environment: the LMDB files of one store, its transactions, locks and map.
+
+Nothing above this module meets an LMDB error: they are translated here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, TypeAlias, TypeVar
+
+import lmdb
+
+from tsengine.errors import (
+    CorruptionError,
+    FormatVersionError,
+    SnapshotExpiredError,
+    StorageError,
+    StorageFullError,
+    StoreInUseError,
+    StorePathError,
+)
+
+MAP_BYTES: Final = 1 << 40
+"""Address space reserved at open. The map is sparse: it costs nothing until used, and a
+large one is hardly ever grown. Halved where the limits of the process forbid it."""
+
+MAP_BYTES_MIN: Final = 1 << 24
+"""Below this, reserving gives up."""
+
+READERS_MAX: Final = 512
+"""Slots for read transactions of all processes; LMDB's own default of 126 is soon taken."""
+
+WRITER_LOCK: Final = "writer.lock"
+READERS_LOCK: Final = "readers.lock"
+SCRATCH: Final = "compacting"
+"""Folder inside the store where a smaller data file is written before it is swapped in."""
+
+_FILES: Final = frozenset({"data.mdb", "lock.mdb", WRITER_LOCK, READERS_LOCK, SCRATCH})
+
+T = TypeVar("T")
+
+Table: TypeAlias = "lmdb._Database"  # LMDB has no public name for it
+
+
+class ReadTransaction:
+    """One short read transaction; a context manager that gives the LMDB transaction.
+
+    What it reads are buffers that live as long as the transaction: copy before it ends.
+    """
+
+    __slots__ = ("_environment", "_transaction")
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def __enter__(self) -> lmdb.Transaction:
+        self._transaction = self._environment._begin_read()
+        return self._transaction
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._transaction.abort()
+        self._environment._end_read()
+        if isinstance(error, lmdb.Error):
+            raise translate(error, self._environment.path) from error
+
+
+class Environment:
+    """An open LMDB environment.
+
+    Args:
+        path: the directory; its leaf is created where missing.
+        tables: names of the tables; those with True hold sorted fixed-size duplicates.
+        read_only: open for reading beside a writer of another process.
+        durable: whether a commit is on disk when it returns; otherwise a power cut may
+            take the last one (`metasync=False`), never the store.
+
+    Raises:
+        StorePathError, StoreInUseError, FormatVersionError, StorageError.
+
+    Thread-safety: any number of threads read; writes are one at a time under a lock.
+    """
+
+    def __init__(
+        self, path: Path, tables: Iterable[tuple[str, bool]], *, read_only: bool, durable: bool
+    ) -> None:
+        self.path = path
+        self.read_only = read_only
+        self.pid = os.getpid()
+        self._durable = durable
+        self._table_names = tuple(tables)
+        _prepare_directory(path, read_only=read_only)
+        self._locks: list[int] = []
+        self._gate = threading.Condition()  # guards _readers and _growing
+        self._readers = 0
+        self._growing = False
+        self._write_lock = threading.Lock()  # guards LMDB's one write transaction
+        try:
+            self._take_locks()
+            if not read_only:
+                _remove_scratch(path)
+            self._lmdb = _open_lmdb(path, read_only=read_only, durable=durable)
+            try:
+                self._open_tables()
+            except BaseException:
+                self._lmdb.close()
+                raise
+        except BaseException:
+            self._release_locks()
+            raise
+
+    def close(self) -> None:
+        """Close, waiting for the transactions of this process to end."""
+        with self._write_lock, self._gate:
+            self._gate.wait_for(lambda: self._readers == 0)
+            self._lmdb.close()
+        self._release_locks()
+
+    def abandon(self) -> None:
+        """Let go of a parent's environment in a forked child.
+
+        The locks stay the parent's: a descriptor that the child closes does not unlock. With
+        a transaction of the parent under way the LMDB handle is left alone, since to end
+        that here would end it there; the child then cannot open this path.
+        """
+        self._release_locks()
+        if self._readers == 0 and not self._write_lock.locked():
+            self._lmdb.close()
+
+    def read(self) -> ReadTransaction:
+        """Begin a read transaction, for use with `with`."""
+        return ReadTransaction(self)
+
+    def write(self, work: Callable[[lmdb.Transaction], T]) -> T:
+        """Run `work` in a write transaction and commit it.
+
+        Args:
+            work: gets the transaction; it may be called again after the map has grown, so
+                it changes nothing but the transaction.
+
+        Raises:
+            StorageFullError: the disk is full; nothing was committed.
+            StorageError: the commit failed; its outcome is unknown.
+        """
+        with self._write_lock:
+            while True:
+                try:
+                    with self._lmdb.begin(write=True, buffers=True) as transaction:
+                        result = work(transaction)
+                except lmdb.MapFullError:
+                    self._resize_map(self._lmdb.info()["map_size"] * 2)
+                except lmdb.MapResizedError:
+                    self._resize_map(0)
+                except lmdb.Error as error:
+                    raise translate(error, self.path) from error
+                else:
+                    return result
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep writers of this process, and so all writers, from the file meanwhile."""
+        with self._write_lock:
+            yield
+
+    def has_other_processes(self) -> bool:
+        """Whether a process that only reads has the store open at this moment."""
+        if self.read_only:
+            return True
+        lock = os.open(self.path / READERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def file_bytes(self) -> int:
+        """Bytes that the data file takes on disk."""
+        return (self.path / "data.mdb").stat().st_blocks * 512
+
+    def copy(self, path: Path) -> None:
+        """Write a compacted copy of the data file to a file of another directory."""
+        with self.read():  # holds the gate: the map must not move under the copy
+            try:
+                self._lmdb.copy(str(path), compact=True)
+            except lmdb.Error as error:
+                raise translate(error, path) from error
+
+    def shrink(self, reopened: Callable[[lmdb.Transaction], None]) -> str:
+        """Rewrite the data file without free pages and swap it in, if nobody else has it open.
+
+        Args:
+            reopened: called with a transaction on the new file before anybody else reads.
+
+        Returns:
+            Why it was not done; empty where it was.
+
+        Raises:
+            StorageError: the new file could not be written; the old one stands.
+        """
+        lock = os.open(self.path / READERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return "another process is reading the store"
+            with self._write_lock, self._gate:
+                self._gate.wait_for(lambda: self._readers == 0)  # the lock keeps new ones out
+                self._swap_in_copy()
+                with self._lmdb.begin(buffers=True) as transaction:
+                    reopened(transaction)
+        except lmdb.Error as error:
+            raise translate(error, self.path) from error
+        finally:
+            os.close(lock)
+        return ""
+
+    def _swap_in_copy(self) -> None:
+        scratch = self.path / SCRATCH
+        _remove_scratch(self.path)
+        scratch.mkdir(mode=0o700)
+        try:
+            self._lmdb.copy(str(scratch), compact=True)
+            (scratch / "data.mdb").chmod(0o600)
+            sync_file(scratch / "data.mdb")
+            self._lmdb.close()
+            (scratch / "data.mdb").replace(self.path / "data.mdb")
+            sync_directory(self.path)
+        finally:
+            _remove_scratch(self.path)
+            self._lmdb = _open_lmdb(self.path, read_only=False, durable=self._durable)
+            self._open_tables()
+
+    def clear_dead_readers(self) -> int:
+        """Free the reader slots of processes that died; gives their number."""
+        return int(self._lmdb.reader_check())
+
+    def _begin_read(self) -> lmdb.Transaction:
+        with self._gate:
+            while self._growing:
+                self._gate.wait()
+            self._readers += 1
+        try:
+            return self._lmdb.begin(buffers=True)
+        except lmdb.MapResizedError:
+            self._end_read()
+            with self._write_lock:
+                self._resize_map(0)
+            return self._begin_read()
+        except lmdb.ReadersFullError as error:
+            self._end_read()
+            if self.clear_dead_readers():
+                return self._begin_read()
+            raise translate(error, self.path) from error
+        except lmdb.Error as error:
+            self._end_read()
+            raise translate(error, self.path) from error
+
+    def _end_read(self) -> None:
+        with self._gate:
+            self._readers -= 1
+            if self._readers == 0:
+                self._gate.notify_all()
+
+    def _resize_map(self, size: int) -> None:
+        """Grow the map to `size`, 0 for what another process made it; the writer lock is held.
+
+        Remapping under a live reader would be a SIGBUS: new ones wait at the gate, and the
+        last of the old ones opens it.
+        """
+        with self._gate:
+            self._growing = True
+            try:
+                self._gate.wait_for(lambda: self._readers == 0)
+                self._lmdb.set_mapsize(size)
+            except lmdb.Error as error:
+                raise translate(error, self.path) from error
+            finally:
+                self._growing = False
+                self._gate.notify_all()
+
+    def _open_tables(self) -> None:
+        try:
+            self.tables: dict[str, Table] = {
+                name: self._lmdb.open_db(
+                    name.encode(),
+                    dupsort=duplicates,
+                    dupfixed=duplicates,
+                    create=not self.read_only,
+                )
+                for name, duplicates in self._table_names
+            }
+        except lmdb.NotFoundError as error:
+            raise FormatVersionError(
+                f"{self.path} holds LMDB data that is no tsengine store"
+            ) from error
+        except lmdb.Error as error:
+            raise translate(error, self.path) from error
+
+    def _take_locks(self) -> None:
+        """Hold a lock for life: exclusive as the writer, shared as a reader.
+
+        The lock is the kernel's and goes with the process, however that ends.
+        """
+        name = READERS_LOCK if self.read_only else WRITER_LOCK
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            lock = os.open(self.path / name, flags, 0o600)
+        except OSError as error:
+            raise StorePathError(
+                f"{self.path / name} cannot be opened: {error.strerror}"
+            ) from error
+        self._locks.append(lock)
+        if self.read_only:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreInUseError(
+                f"{self.path} is open for writing in another process; close it there, or open "
+                "with read_only=True"
+            ) from error
+
+    def _release_locks(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
+
+
+def translate(error: lmdb.Error, path: Path) -> StorageError:
+    """Give the error of tsengine that an LMDB error means."""
+    text = f"{path}: {error}"
+    if isinstance(error, lmdb.DiskError) or "Input/output error" in str(error):
+        # A full tmpfs answers with an I/O error where ext4 says that the disk is full.
+        if "No space left" in str(error) or _is_full(path):
+            return StorageFullError(f"the disk that holds {path} is full")
+        return StorageError(text)
+    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadChecksumError)):
+        return CorruptionError(text)
+    if isinstance(error, (lmdb.VersionMismatchError, lmdb.InvalidError)):
+        return FormatVersionError(f"{path} is no LMDB store of this version: {error}")
+    if isinstance(error, lmdb.BadRslotError):
+        return SnapshotExpiredError(text)
+    if isinstance(error, lmdb.PanicError):
+        return StorageError(f"{text}; close the store and open it again")
+    return StorageError(text)
+
+
+def _is_full(path: Path) -> bool:
+    room = os.statvfs(path)
+    return room.f_bavail * room.f_frsize < 1 << 16
+
+
+def _prepare_directory(path: Path, *, read_only: bool) -> None:
+    """Make sure of a directory that holds a store or may become one."""
+    try:
+        if not path.exists():
+            if read_only:
+                raise StorePathError(f"{path} does not exist; a store is created by a writer")
+            path.mkdir(mode=0o700)  # before LMDB would make it, with the mode of its files
+            return
+        if not path.is_dir():
+            raise StorePathError(f"{path} is a file; a store is a directory")
+        present = {entry.name for entry in os.scandir(path)}
+        for name in present & _FILES:
+            if stat.S_ISLNK(os.lstat(path / name).st_mode):
+                raise StorePathError(f"{path / name} is a symbolic link; a store has none")
+        if "data.mdb" not in present:
+            if read_only:
+                raise StorePathError(f"{path} holds no store; a store is created by a writer")
+            if present - _FILES:
+                raise StorePathError(
+                    f"{path} is a directory with other files; give an empty or a new one"
+                )
+    except OSError as error:
+        if isinstance(error, StorePathError):
+            raise
+        hint = "; make the parent first" if error.errno == errno.ENOENT else ""
+        raise StorePathError(f"{path} cannot hold a store: {error.strerror}{hint}") from error
+
+
+def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environment:
+    is_new = not (path / "data.mdb").exists()
+    size = MAP_BYTES
+    while True:
+        try:
+            environment = lmdb.open(
+                str(path),
+                map_size=size,
+                readonly=read_only,
+                create=not read_only,
+                metasync=durable,
+                mode=0o600,
+                max_dbs=16,
+                max_readers=READERS_MAX,
+            )
+        except (lmdb.MemoryError, OSError, lmdb.Error) as error:
+            if size > MAP_BYTES_MIN and _is_about_memory(error):
+                size //= 2
+                continue
+            if isinstance(error, lmdb.Error):
+                if "Permission denied" in str(error):
+                    raise StorePathError(f"{path} cannot be opened: permission denied") from error
+                raise translate(error, path) from error
+            raise StorageError(f"{path}: {error}") from error
+        if is_new:
+            # LMDB syncs its files but not the directories that name them.
+            sync_directory(path)
+            sync_directory(path.parent)
+        return environment
+
+
+def _is_about_memory(error: Exception) -> bool:
+    return isinstance(error, lmdb.MemoryError) or "Cannot allocate memory" in str(error)
+
+
+def _remove_scratch(path: Path) -> None:
+    """Remove what compacting left behind; only a process that holds the writer's lock may."""
+    shutil.rmtree(path / SCRATCH, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make the contents of a file durable."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

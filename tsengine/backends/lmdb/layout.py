@@ -1,0 +1,110 @@
+"""Layout: the tables of a store and the encoding of their keys; see docs/design/lmdb_layout.md.
+
+Integers in keys are big-endian, so that LMDB's order of bytes is the order of numbers;
+signed ones have their sign bit flipped for the same reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Final
+
+FORMAT_VERSION: Final = 1
+"""Raised whenever a store written by this code could be misread by older code."""
+
+META: Final = "meta"
+BLOCKS: Final = "blocks"
+RUNS: Final = "runs"
+DELETES: Final = "deletes"
+RETIRED: Final = "retired"
+SERIES: Final = "series"
+NAMES: Final = "names"
+POSTINGS: Final = "postings"
+PRODUCERS: Final = "producers"
+
+TABLES: Final = (
+    (META, False),
+    (BLOCKS, False),
+    (RUNS, False),
+    (DELETES, False),
+    (RETIRED, False),
+    (SERIES, False),
+    (NAMES, False),
+    (POSTINGS, True),
+    (PRODUCERS, False),
+)
+"""Name of each table, and whether it holds sorted fixed-size duplicates."""
+
+KEY_BYTES_MAX: Final = 500
+"""Longest key used; LMDB's keys end at 511 bytes. Longer texts are hashed."""
+
+KIND_SHIFT: Final = 56
+"""A series number carries its value kind in its top byte, so that a run sorts by kind and
+a block holds one kind."""
+
+REMOVED_SERIES: Final = 1 << 63
+"""Set in the number of a retired row that speaks of removed series instead of a run."""
+
+_SIGN: Final = 1 << 63
+_U64: Final = struct.Struct(">Q")
+_BLOCK_KEY: Final = struct.Struct(">QQQ")
+
+pack_u64 = _U64.pack
+
+
+def unpack_u64(key: bytes | memoryview) -> int:
+    """Read the number that `pack_u64` wrote."""
+    number: int = _U64.unpack(key)[0]
+    return number
+
+
+def block_key(run: int, series: int, timestamp: int) -> bytes:
+    """Key of the block of a run that begins with a row: sorts by run, series, time."""
+    return _BLOCK_KEY.pack(run, series, timestamp + _SIGN)
+
+
+def split_block_key(key: bytes | memoryview) -> tuple[int, int, int]:
+    """Give `(run, series, timestamp)` of a block's first row."""
+    run, series, biased = _BLOCK_KEY.unpack(key)
+    return run, series, biased - _SIGN
+
+
+def text_key(text: str) -> bytes:
+    """Key for a text of any length: itself where it is short, else head and hash.
+
+    Hashed keys are verified against what they lead to, so a collision costs a miss that is
+    seen, never a wrong answer.
+    """
+    encoded = text.encode()
+    if len(encoded) <= KEY_BYTES_MAX:
+        return b"=" + encoded
+    return b"#" + hashlib.blake2b(encoded, digest_size=32).digest()
+
+
+def posting_key(name: str, value: str) -> bytes:
+    """Key of the series that have a label: the name, NUL, then the value as `text_key` has it.
+
+    Neither can hold a NUL. A name too long for a key is hashed likewise.
+    """
+    return posting_prefix(name) + text_key_tail(value)
+
+
+def posting_prefix(name: str) -> bytes:
+    """What the keys of all values of a label begin with."""
+    encoded = name.encode()
+    if len(encoded) <= _NAME_BYTES_MAX:
+        return b"=" + encoded + b"\0"
+    return b"#" + hashlib.blake2b(encoded, digest_size=32).digest() + b"\0"
+
+
+def text_key_tail(value: str) -> bytes:
+    """Key part for a label value behind a label name."""
+    encoded = value.encode()
+    if len(encoded) <= _VALUE_BYTES_MAX:
+        return b"=" + encoded
+    return b"#" + hashlib.blake2b(encoded, digest_size=32).digest()
+
+
+_NAME_BYTES_MAX: Final = 120
+_VALUE_BYTES_MAX: Final = 360

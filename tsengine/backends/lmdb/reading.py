@@ -1,0 +1,509 @@
+"""Reading: from runs to the rows of a series, or of many series at once.
+
+Both ways gather one piece per run, in order of commit, and combine them; they differ in
+what they are fast at. `BlockReader.read_series` answers for one series, in microseconds.
+`BlockReader.read_many` decodes each block once for all series that it holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeAlias, TypeVar, cast
+
+import lmdb
+import numpy as np
+
+from tsengine.backends.lmdb.blocks import Header, decode, read_header, verify
+from tsengine.backends.lmdb.catalogue import kind_of
+from tsengine.backends.lmdb.columns import Columns, combine
+from tsengine.backends.lmdb.environment import Environment
+from tsengine.backends.lmdb.layout import BLOCKS, KIND_SHIFT, block_key, pack_u64, split_block_key
+from tsengine.backends.lmdb.runs import Manifest, Run
+from tsengine.duplicates import DuplicatePolicy, fold
+from tsengine.model import INT64_MAX, INT64_MIN, RANGE_END_MAX, Int64Array, ValueArray, ValueKind
+
+RECENT_BYTES_MAX: Final = 64 << 20
+"""Memory for the columns of runs that were just flushed: 40 flushes of 65,536 points."""
+
+MIXED_BYTES_MAX: Final = 32 << 20
+"""Memory for decoded blocks of many series, which neighbours in a listing share."""
+
+LISTED_SERIES_MAX: Final = 8_192
+"""Most series of a shelf that are listed: more would take longer to list than to search."""
+
+VERIFIED_MAX: Final = 1 << 18
+"""Most blocks remembered as verified: 100 bytes each; beyond that, some are verified again."""
+
+Piece: TypeAlias = tuple[Int64Array, ValueArray]
+
+
+class Shelf:
+    """Decoded rows of many series, and where each series stands in them.
+
+    Where there are few series, plain lists tell that: looking into a list takes a third of
+    the time of looking into an array, which counts where a read asks one shelf per run.
+    """
+
+    __slots__ = ("_bounds", "_series", "columns", "last_row", "size")
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.last_row = int(columns.series[-1]), int(columns.timestamps[-1])
+        self.size = 16 * (len(columns) + len(columns.series))
+        self._series: list[int] | None = None
+        self._bounds: list[int] = []
+
+    def find(self, number: int) -> tuple[int, int] | None:
+        """Give the bounds of the rows of a series, None for none."""
+        columns = self.columns
+        series = self._series
+        if series is None:
+            if len(columns.series) > LISTED_SERIES_MAX:
+                return _rows_of(columns, number)
+            # Two threads may both do this: the lists are equal, and are set in this order.
+            self._bounds = columns.offsets.tolist()
+            series = self._series = columns.series.tolist()
+        place = bisect_left(series, number)
+        if place == len(series) or series[place] != number:
+            return None
+        return self._bounds[place], self._bounds[place + 1]
+
+
+class BlockReader:
+    """Reads blocks of one store, in transactions of its callers.
+
+    Thread-safety: any number of threads.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._recent: OrderedDict[int, dict[int, Shelf]] = OrderedDict()  # by run, then kind
+        self._recent_bytes = 0
+        self._mixed: OrderedDict[bytes, Shelf] = OrderedDict()
+        self._mixed_bytes = 0
+        self._verified: set[bytes] = set()
+        self._lock = threading.Lock()  # guards the three caches where they change
+
+    def remember(self, run: int, columns: dict[ValueKind, Columns]) -> None:
+        """Keep the columns of a run that was just written; the oldest make room."""
+        shelves = {int(kind): Shelf(part) for kind, part in columns.items()}
+        with self._lock:
+            self._recent[run] = shelves
+            self._recent_bytes += _size(shelves)
+            while self._recent_bytes > RECENT_BYTES_MAX:
+                _, oldest = self._recent.popitem(last=False)
+                self._recent_bytes -= _size(oldest)
+
+    def forget(self, run: int) -> None:
+        """Drop the columns of a run that was merged away."""
+        with self._lock:
+            shelves = self._recent.pop(run, None)
+            if shelves is not None:
+                self._recent_bytes -= _size(shelves)
+
+    def read_series(
+        self,
+        transaction: lmdb.Transaction,
+        manifest: Manifest,
+        number: int,
+        start: int,
+        end: int,
+        policy: DuplicatePolicy,
+    ) -> Piece | None:
+        """Give the rows of one series in a range, folded; None for none.
+
+        The columns are the caller's own, but for objects, which are bytes still.
+        """
+        cursor = transaction.cursor(self._environment.tables[BLOCKS])
+        pieces: list[Piece] = []
+        for run in manifest.runs:
+            if (
+                run.t_min >= end
+                or run.t_max < start
+                or not run.series_first <= number <= run.series_last
+            ):
+                continue
+            found = self._pieces(cursor, run, number, start, end)
+            if manifest.deletes:
+                found = _without_deleted(found, manifest, run, number)
+            pieces += found
+        return combine_series(pieces, policy)
+
+    def read_many(
+        self,
+        transaction: lmdb.Transaction,
+        manifest: Manifest,
+        numbers: Int64Array,
+        start: int,
+        end: int,
+        policy: DuplicatePolicy,
+    ) -> list[Columns]:
+        """Give the rows of many series in a range, folded.
+
+        Args:
+            transaction: a read transaction.
+            manifest: which runs.
+            numbers: int64[k], ascending.
+            start: first timestamp.
+            end: one past the last timestamp.
+            policy: the store's duplicate policy.
+
+        Returns:
+            Columns of each kind that occurs, ascending.
+        """
+        cursor = transaction.cursor(self._environment.tables[BLOCKS])
+        by_kind: dict[ValueKind, list[Columns]] = {}
+        for run in manifest.runs:
+            if not run.overlaps(start, end):
+                continue
+            deletes = list(manifest.deletes_after(run))
+            for columns in self._blocks_with(cursor, run, numbers):
+                for delete in deletes:
+                    hidden = delete.hides(columns)
+                    if hidden is not None:
+                        columns = columns.keep(~hidden)
+                columns = _in_range(columns, start, end)
+                if len(columns):
+                    kind = kind_of(int(columns.series[0]))
+                    by_kind.setdefault(kind, []).append(columns)
+        return [combine(by_kind[kind], policy) for kind in ValueKind if kind in by_kind]
+
+    def blocks(
+        self, cursor: lmdb.Cursor, run: Run, after: bytes | None = None
+    ) -> Iterator[tuple[bytes, Columns]]:
+        """Iterate over the blocks of a run behind a key, decoded, in order of key."""
+        prefix = pack_u64(run.number)
+        found = cursor.set_range(prefix if after is None else after)
+        if found and after is not None and bytes(cursor.key()) == after:
+            found = cursor.next()
+        while found:
+            key, block = cursor.item()
+            key = bytes(key)
+            if key[:8] != prefix:
+                return
+            yield key, self._decode(key, block, read_header(key, block))
+            found = cursor.next()
+
+    def edge(
+        self, cursor: lmdb.Cursor, run: Run, number: int, *, newest: bool
+    ) -> tuple[int, bytes | None] | None:
+        """Find the first or the last row that a run has of a series.
+
+        Returns:
+            Its timestamp, and its value as 8 bytes where a header tells it; None where the
+            run has no row of the series.
+        """
+        if newest:
+            found = _seek(cursor, run, number, INT64_MAX)
+        else:
+            found = _seek(cursor, run, number, INT64_MIN)
+        while found:
+            key, block = cursor.item()
+            run_number, first_series, timestamp = split_block_key(key)
+            if run_number != run.number or first_series > number:
+                return None
+            header = read_header(key, block)
+            if header.segments == 1:
+                if first_series == number:
+                    self._verify(bytes(key), block)
+                    value = None if header.kind == ValueKind.OBJECT else header.last
+                    if newest:
+                        return header.last_timestamp, value
+                    return timestamp, None if value is None else header.first
+            elif header.last_series >= number:
+                columns = self._decode(bytes(key), block, header)
+                rows = _rows_of(columns, number)
+                if rows is not None:
+                    row = rows[1] - 1 if newest else rows[0]
+                    value = None
+                    if header.kind != ValueKind.OBJECT:
+                        value = columns.values[row : row + 1].tobytes()
+                    return int(columns.timestamps[row]), value
+            if newest:
+                return None
+            found = cursor.next()
+        return None
+
+    def window_edges(
+        self, cursor: lmdb.Cursor, manifest: Manifest, number: int, start: int, end: int, rows: int
+    ) -> list[int]:
+        """Cut a range into windows of about `rows` rows of a series, by its blocks' headers.
+
+        Returns:
+            Timestamps `[start, …, end]`; a window ends where the next begins.
+        """
+        firsts: list[tuple[int, int]] = []
+        for run in manifest.runs:
+            if not run.overlaps(start, end):
+                continue
+            found = _seek(cursor, run, number, start)
+            while found:
+                key, block = cursor.item()
+                run_number, first_series, timestamp = split_block_key(key)
+                if run_number != run.number or first_series > number or timestamp >= end:
+                    break
+                if first_series == number and timestamp > start:
+                    firsts.append((timestamp, read_header(key, block).rows))
+                found = cursor.next()
+        edges, gathered = [start], 0
+        for timestamp, count in sorted(firsts):
+            gathered += count
+            if gathered >= rows and timestamp > edges[-1]:
+                edges.append(timestamp)
+                gathered = 0
+        return [*edges, end]
+
+    def _pieces(
+        self, cursor: lmdb.Cursor, run: Run, number: int, start: int, end: int
+    ) -> list[Piece]:
+        """Give the rows that a run has of a series in a range, a piece a block."""
+        is_whole = start <= run.t_min and run.t_max < end
+        recent = self._recent.get(run.number)
+        if recent is not None:
+            shelf = recent.get(number >> KIND_SHIFT)
+            piece = None if shelf is None else _take(shelf, number, start, end, is_whole)
+            return [] if piece is None else [piece]
+        pieces: list[Piece] = []
+        found = _seek(cursor, run, number, start)
+        while found:
+            key = bytes(cursor.key())
+            run_number, first_series, timestamp = split_block_key(key)
+            if run_number != run.number or first_series > number:
+                break
+            if first_series == number and timestamp >= end:
+                break
+            piece = self._piece(cursor, key, number, start, end, is_whole)
+            if piece is not None:
+                pieces.append(piece)
+            found = cursor.next()
+        return pieces
+
+    def _piece(
+        self, cursor: lmdb.Cursor, key: bytes, number: int, start: int, end: int, is_whole: bool
+    ) -> Piece | None:
+        """Give the rows that the block under the cursor has of a series in a range."""
+        shelf = self._mixed.get(key)
+        if shelf is None:
+            block = cursor.value()
+            header = read_header(key, block)
+            if (header.last_series, header.last_timestamp) < (number, start):
+                return None  # the block before the place sought, and it ends before it
+            if header.segments == 1:
+                self._verify(key, block)
+                columns = decode(key, block, header)
+                return _cut(columns, 0, len(columns), start, end, is_whole)
+            shelf = self._shelve(key, block, header)
+        elif shelf.last_row < (number, start):
+            return None
+        return _take(shelf, number, start, end, is_whole)
+
+    def _blocks_with(self, cursor: lmdb.Cursor, run: Run, numbers: Int64Array) -> Iterator[Columns]:
+        """Iterate over the rows that a run has of the given series, block by block."""
+        recent = self._recent.get(run.number)
+        if recent is not None:
+            for shelf in recent.values():
+                yield _only(shelf.columns, numbers)
+            return
+        place = int(numbers.searchsorted(run.series_first))
+        while place < len(numbers) and int(numbers[place]) <= run.series_last:
+            found = _seek(cursor, run, int(numbers[place]), INT64_MIN)
+            while found:
+                key, block = cursor.item()
+                run_number, first_series, _ = split_block_key(key)
+                if run_number != run.number:
+                    return
+                header = read_header(key, block)
+                ahead = int(numbers.searchsorted(first_series))
+                if ahead == len(numbers):
+                    return
+                if int(numbers[ahead]) <= header.last_series:
+                    yield _only(self._decode(bytes(key), block, header), numbers)
+                elif int(numbers[ahead]) > header.last_series and ahead > place:
+                    place = ahead
+                    break  # a gap: seek the next series instead of walking there
+                found = cursor.next()
+            else:
+                return
+
+    def _decode(self, key: bytes, block: bytes | memoryview, header: Header) -> Columns:
+        """Verify once, decode, and remember blocks of many series."""
+        if header.segments == 1:
+            self._verify(key, block)
+            return decode(key, block, header)
+        shelf = self._mixed.get(key)
+        return (self._shelve(key, block, header) if shelf is None else shelf).columns
+
+    def _shelve(self, key: bytes, block: bytes | memoryview, header: Header) -> Shelf:
+        self._verify(key, block)
+        shelf = Shelf(decode(key, block, header))
+        with self._lock:
+            if key not in self._mixed:
+                self._mixed[key] = shelf
+                self._mixed_bytes += shelf.size
+            while self._mixed_bytes > MIXED_BYTES_MAX:
+                _, oldest = self._mixed.popitem(last=False)
+                self._mixed_bytes -= oldest.size
+        return shelf
+
+    def _verify(self, key: bytes, block: bytes | memoryview) -> None:
+        """Check a block's checksum, once in the life of this process."""
+        if key not in self._verified:
+            verify(key, block)
+            if len(self._verified) >= VERIFIED_MAX:
+                self._verified.clear()
+            self._verified.add(key)
+
+
+def combine_series(pieces: Sequence[Piece], policy: DuplicatePolicy) -> Piece | None:
+    """Merge pieces of one series in order of commit, and fold equal timestamps.
+
+    In-order data is only concatenated. Where pieces overlap, what lies before the earliest
+    late row stays as it is, and the tail alone is sorted.
+
+    Returns:
+        Columns that belong to the caller; None where there are no rows.
+    """
+    if not pieces:
+        return None
+    if len(pieces) == 1:
+        timestamps, values = pieces[0]
+        return _own(timestamps), _own(values)
+    firsts = [int(timestamps[0]) for timestamps, _ in pieces]
+    lasts = [int(timestamps[-1]) for timestamps, _ in pieces]
+    late: int | None = None
+    reached = lasts[0]
+    for first, last in zip(firsts[1:], lasts[1:], strict=True):
+        if first <= reached and (late is None or first < late):
+            late = first
+        reached = max(reached, last)
+    if late is None:
+        return (
+            np.concatenate([timestamps for timestamps, _ in pieces]),
+            np.concatenate([values for _, values in pieces]),
+        )
+    heads: list[Piece] = []
+    tails: list[Piece] = []
+    for piece, first, last in zip(pieces, firsts, lasts, strict=True):
+        if first >= late:
+            tails.append(piece)
+        elif last < late:
+            heads.append(piece)
+        else:
+            cut = int(piece[0].searchsorted(late))
+            heads.append((piece[0][:cut], piece[1][:cut]))
+            tails.append((piece[0][cut:], piece[1][cut:]))
+    all_timestamps = np.concatenate([timestamps for timestamps, _ in heads + tails])
+    all_values = cast("ValueArray", np.concatenate([values for _, values in heads + tails]))
+    tail = slice(sum(len(timestamps) for timestamps, _ in heads), None)
+    order = all_timestamps[tail].argsort(kind="stable")
+    all_timestamps[tail] = all_timestamps[tail][order]
+    all_values[tail] = all_values[tail][order]
+    if policy is DuplicatePolicy.ERROR:
+        policy = DuplicatePolicy.LAST  # nothing repeats: that was enforced at the write
+    return fold(all_timestamps, all_values, policy)
+
+
+_Column = TypeVar("_Column", bound="np.ndarray[tuple[int, ...], np.dtype[np.generic]]")
+
+
+def _own(column: _Column) -> _Column:
+    """Give a column that shares no memory with a cache or a transaction."""
+    return column if column.flags.owndata and column.flags.writeable else column.copy()
+
+
+def _seek(cursor: lmdb.Cursor, run: Run, number: int, start: int) -> bool:
+    """Go to the last block of a run that begins at or before a row, or to its first."""
+    key = block_key(run.number, number, start)
+    if not cursor.set_range(key):
+        return bool(cursor.last())
+    if cursor.key() == key:
+        return True
+    if not cursor.prev():
+        return bool(cursor.first())
+    if cursor.key()[:8] == key[:8]:
+        return True
+    return bool(cursor.next())  # the run begins behind the row
+
+
+def _rows_of(columns: Columns, number: int) -> tuple[int, int] | None:
+    """Give the bounds of the rows of a series."""
+    if len(columns.series) == 1:
+        return (0, len(columns)) if columns.series[0] == number else None
+    place = int(columns.series.searchsorted(number))
+    if place == len(columns.series) or columns.series[place] != number:
+        return None
+    return int(columns.offsets[place]), int(columns.offsets[place + 1])
+
+
+def _take(shelf: Shelf, number: int, start: int, end: int, is_whole: bool) -> Piece | None:
+    """Give the rows of a series in a range from a shelf, as views."""
+    rows = shelf.find(number)
+    return None if rows is None else _cut(shelf.columns, *rows, start, end, is_whole)
+
+
+def _cut(
+    columns: Columns, first: int, last: int, start: int, end: int, is_whole: bool
+) -> Piece | None:
+    """Give those of the rows `first` to `last` that lie in a range, as views.
+
+    Args:
+        columns: where they stand.
+        first: the first row of the series.
+        last: one past its last row.
+        start: first timestamp.
+        end: one past the last timestamp.
+        is_whole: whether all of them are known to lie in the range.
+    """
+    timestamps = columns.timestamps
+    if not is_whole:
+        if timestamps[first] < start:
+            first += int(timestamps[first:last].searchsorted(start))
+        if first < last and timestamps[last - 1] >= end:
+            last = first + int(timestamps[first:last].searchsorted(end))
+        if first >= last:
+            return None
+    if first == 0 and last == len(timestamps):
+        return timestamps, columns.values
+    return timestamps[first:last], columns.values[first:last]
+
+
+def _only(columns: Columns, numbers: Int64Array) -> Columns:
+    """Keep the rows of the given series (int64[k], ascending)."""
+    places = numbers.searchsorted(columns.series).clip(max=len(numbers) - 1)
+    wanted = numbers[places] == columns.series
+    if wanted.all():
+        return columns
+    return columns.keep(np.repeat(wanted, np.diff(columns.offsets)))
+
+
+def _in_range(columns: Columns, start: int, end: int) -> Columns:
+    timestamps = columns.timestamps
+    if start == INT64_MIN and end == RANGE_END_MAX:
+        return columns
+    kept = timestamps >= start
+    if end < RANGE_END_MAX:
+        kept &= timestamps < end
+    return columns if kept.all() else columns.keep(kept)
+
+
+def _without_deleted(pieces: list[Piece], manifest: Manifest, run: Run, number: int) -> list[Piece]:
+    """Take away the rows of a run that later deletes hide."""
+    for delete in manifest.deletes_after(run):
+        if not delete.covers(number):
+            continue
+        kept = []
+        for timestamps, values in pieces:
+            shown = timestamps < delete.start
+            if delete.end < RANGE_END_MAX:
+                shown |= timestamps >= delete.end
+            if shown.any():
+                kept.append((timestamps[shown], values[shown]))
+        pieces = kept
+    return pieces
+
+
+def _size(shelves: Mapping[int, Shelf]) -> int:
+    return sum(shelf.size for shelf in shelves.values())

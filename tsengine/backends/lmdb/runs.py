@@ -1,0 +1,326 @@
+"""Runs: immutable sorted sets of rows, the manifest that lists them, and who still reads them.
+
+A store is its manifest: runs in order of commit and the deletes between them. A commit, a
+merge and a delete each make a new manifest; readers keep the one they began with.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import lmdb
+import msgpack
+import numpy as np
+
+from tsengine.backends.lmdb.columns import BoolArray, Columns
+from tsengine.backends.lmdb.environment import Table
+from tsengine.backends.lmdb.layout import DELETES, META, RUNS, pack_u64, unpack_u64
+from tsengine.errors import CorruptionError
+from tsengine.model import Int64Array
+
+_RUN: Final = struct.Struct("<IIQQQqqQQQ")
+_STATE: Final = struct.Struct("<QQQQQq")
+STATE_KEY: Final = b"state"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run, as the manifest has it.
+
+    Attributes:
+        number: never used again, so caches go by it.
+        level: 0 for what a flush wrote; merging raises it.
+        blocks: how many blocks.
+        sequence_first, sequence_last: the commits that it holds.
+        rows: how many rows.
+        t_min, t_max: earliest and latest timestamp.
+        series_first, series_last: lowest and highest series number.
+        size: bytes of its blocks.
+    """
+
+    number: int
+    level: int
+    blocks: int
+    sequence_first: int
+    sequence_last: int
+    rows: int
+    t_min: int
+    t_max: int
+    series_first: int
+    series_last: int
+    size: int
+
+    def pack(self) -> bytes:
+        """Give the manifest row."""
+        return _RUN.pack(
+            self.level,
+            self.blocks,
+            self.sequence_first,
+            self.sequence_last,
+            self.rows,
+            self.t_min,
+            self.t_max,
+            self.series_first,
+            self.series_last,
+            self.size,
+        )
+
+    @classmethod
+    def unpack(cls, number: int, row: bytes | memoryview) -> Run:
+        """Read a manifest row.
+
+        Raises:
+            CorruptionError: it has another length.
+        """
+        if len(row) != _RUN.size:
+            raise CorruptionError(f"the manifest row of run {number} is damaged")
+        return cls(number, *_RUN.unpack(row))
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether rows may lie in a time range."""
+        return self.t_min < end and self.t_max >= start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeleteEvent:
+    """A delete in commit order: it hides rows of earlier commits and of no later one.
+
+    Attributes:
+        sequence: its place among the commits.
+        start, end: the range, nanoseconds.
+        series: int64[k], the series numbers that the selector resolved to, ascending.
+    """
+
+    sequence: int
+    start: int
+    end: int
+    series: Int64Array
+
+    def pack(self) -> bytes:
+        """Give the row; bounds as signed 128-bit, since an end may be 2**63."""
+        return (
+            self.start.to_bytes(16, "little", signed=True)
+            + self.end.to_bytes(16, "little", signed=True)
+            + self.series.tobytes()
+        )
+
+    @classmethod
+    def unpack(cls, sequence: int, row: bytes | memoryview) -> DeleteEvent:
+        """Read a row.
+
+        Raises:
+            CorruptionError: it has an impossible length.
+        """
+        plain = bytes(row)
+        if len(plain) < 32 or len(plain) % 8:  # two bounds of 16 bytes
+            raise CorruptionError(f"the row of delete {sequence} is damaged")
+        return cls(
+            sequence,
+            int.from_bytes(plain[:16], "little", signed=True),
+            int.from_bytes(plain[16:32], "little", signed=True),
+            np.frombuffer(plain, np.int64, offset=32),
+        )
+
+    def covers(self, series: int) -> bool:
+        """Whether the delete is about a series."""
+        place = int(self.series.searchsorted(series))
+        return place < len(self.series) and int(self.series[place]) == series
+
+    def touches(self, run: Run) -> bool:
+        """Whether the run may hold rows that the delete hides."""
+        if run.sequence_last >= self.sequence or not run.overlaps(self.start, self.end):
+            return False
+        place = int(self.series.searchsorted(run.series_first))
+        return place < len(self.series) and int(self.series[place]) <= run.series_last
+
+    def hides(self, columns: Columns) -> BoolArray | None:
+        """Which rows of earlier commits it hides: bool[n], or None for none."""
+        if not len(self.series):
+            return None
+        places = self.series.searchsorted(columns.series).clip(max=len(self.series) - 1)
+        about = self.series[places] == columns.series
+        if not about.any():
+            return None
+        timestamps = columns.timestamps
+        hidden: BoolArray = np.repeat(about, np.diff(columns.offsets)) & (timestamps >= self.start)
+        if self.end < 2**63:
+            hidden &= timestamps < self.end
+        return hidden if hidden.any() else None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The counters of a store, one row that every commit rewrites.
+
+    Attributes:
+        version: goes up whenever the manifest changes.
+        sequence: the last commit.
+        next_run: the next run number.
+        next_series: the next series number, before its kind is added.
+        catalogue_epoch: goes up whenever a series is removed.
+        last_write_ns: when the last points were committed; 0 for never.
+    """
+
+    version: int = 0
+    sequence: int = 0
+    next_run: int = 1
+    next_series: int = 1
+    catalogue_epoch: int = 0
+    last_write_ns: int = 0
+
+    def save(self, transaction: lmdb.Transaction, table: Table) -> None:
+        """Write the row."""
+        row = _STATE.pack(
+            self.version,
+            self.sequence,
+            self.next_run,
+            self.next_series,
+            self.catalogue_epoch,
+            self.last_write_ns,
+        )
+        transaction.put(STATE_KEY, row, db=table)
+
+    @classmethod
+    def load(cls, transaction: lmdb.Transaction, table: Table) -> State:
+        """Read the row; a store without one is new.
+
+        Raises:
+            CorruptionError: it has another length.
+        """
+        row = transaction.get(STATE_KEY, db=table)
+        if row is None:
+            return cls()
+        if len(row) != _STATE.size:
+            raise CorruptionError("the state row of the store is damaged")
+        return cls(*_STATE.unpack(row))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Manifest:
+    """What a store holds at one moment; immutable, so that a reader has it for nothing.
+
+    Attributes:
+        transaction_id: the LMDB commit that it was read from or made by.
+        state: the counters.
+        runs: in order of commit.
+        deletes: in order of commit; those that still hide rows of some run.
+    """
+
+    transaction_id: int = 0
+    state: State = field(default_factory=State)
+    runs: tuple[Run, ...] = ()
+    deletes: tuple[DeleteEvent, ...] = ()
+
+    def deletes_after(self, run: Run) -> Iterator[DeleteEvent]:
+        """Iterate over the deletes that hide rows of a run."""
+        return (delete for delete in self.deletes if delete.touches(run))
+
+    def with_runs(
+        self, runs: Sequence[Run], state: State, deletes: Sequence[DeleteEvent] | None = None
+    ) -> Manifest:
+        """Give the next manifest, without the deletes that hide nothing any more."""
+        deletes = self.deletes if deletes is None else deletes
+        return Manifest(
+            self.transaction_id,
+            replace(state, version=self.state.version + 1),
+            tuple(runs),
+            tuple(delete for delete in deletes if any(map(delete.touches, runs))),
+        )
+
+    def save(
+        self, transaction: lmdb.Transaction, tables: Mapping[str, Table], before: Manifest
+    ) -> None:
+        """Write what differs from the manifest before."""
+        kept = set(self.runs)
+        known = set(before.runs)
+        for run in before.runs:
+            if run not in kept:
+                transaction.delete(pack_u64(run.number), db=tables[RUNS])
+        for run in self.runs:
+            if run not in known:
+                transaction.put(pack_u64(run.number), run.pack(), db=tables[RUNS])
+        now = {delete.sequence for delete in self.deletes}
+        then = {delete.sequence for delete in before.deletes}
+        for delete in before.deletes:
+            if delete.sequence not in now:
+                transaction.delete(pack_u64(delete.sequence), db=tables[DELETES])
+        for delete in self.deletes:
+            if delete.sequence not in then:
+                transaction.put(pack_u64(delete.sequence), delete.pack(), db=tables[DELETES])
+        self.state.save(transaction, tables[META])
+
+    @classmethod
+    def load(cls, transaction: lmdb.Transaction, tables: Mapping[str, Table]) -> Manifest:
+        """Read the manifest of the moment that a transaction sees.
+
+        Raises:
+            CorruptionError: a row is damaged.
+        """
+        runs = [Run.unpack(unpack_u64(key), row) for key, row in transaction.cursor(tables[RUNS])]
+        return cls(
+            transaction.id(),
+            State.load(transaction, tables[META]),
+            tuple(sorted(runs, key=lambda run: run.sequence_last)),
+            tuple(
+                DeleteEvent.unpack(unpack_u64(key), row)
+                for key, row in transaction.cursor(tables[DELETES])
+            ),
+        )
+
+
+class Pins:
+    """Which manifests are being read in this process, so that their runs stay.
+
+    Thread-safety: any number of threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _counts
+        self._counts: dict[int, int] = {}
+
+    def pin(self, version: int) -> None:
+        """Keep the runs of a manifest until `unpin`."""
+        with self._lock:
+            self._counts[version] = self._counts.get(version, 0) + 1
+
+    def unpin(self, version: int) -> None:
+        """Undo one `pin`."""
+        with self._lock:
+            self._counts[version] -= 1
+            if not self._counts[version]:
+                del self._counts[version]
+
+    def oldest(self) -> int | None:
+        """The lowest version being read, None for none."""
+        with self._lock:
+            return min(self._counts, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A run that left the manifest, or never got into it, and waits to be swept.
+
+    Attributes:
+        number: the run.
+        version: the manifest version that no longer lists it; 0 for a merge cut short.
+        at_ns: when, nanoseconds since the Unix epoch.
+    """
+
+    number: int
+    version: int
+    at_ns: int
+
+    def pack(self) -> bytes:
+        """Give the row."""
+        packed: bytes = msgpack.packb([self.version, self.at_ns])
+        return packed
+
+    @classmethod
+    def unpack(cls, number: int, row: bytes | memoryview) -> Retired:
+        """Read a row."""
+        version, at_ns = msgpack.unpackb(row)
+        return cls(number, version, at_ns)

@@ -1,0 +1,433 @@
+"""Store: one LMDB environment and all that works on it, shared by the engines of a process.
+
+Commits, deletes and the publishing of merges happen one at a time under `commit_lock`; each
+leaves a new manifest. Reads take the manifest of their moment and never wait for a writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+import lmdb
+import msgpack
+import numpy as np
+
+from tsengine.backends.lmdb.blocks import encode, split_raw
+from tsengine.backends.lmdb.catalogue import Catalogue, NumberCache
+from tsengine.backends.lmdb.columns import Columns
+from tsengine.backends.lmdb.environment import Environment
+from tsengine.backends.lmdb.layout import (
+    BLOCKS,
+    FORMAT_VERSION,
+    META,
+    PRODUCERS,
+    REMOVED_SERIES,
+    RETIRED,
+    RUNS,
+    TABLES,
+    pack_u64,
+    text_key,
+)
+from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns
+from tsengine.backends.lmdb.reading import BlockReader
+from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired
+from tsengine.errors import (
+    CorruptionError,
+    FormatVersionError,
+    SnapshotExpiredError,
+    StoreOptionError,
+)
+from tsengine.model import INT64_MIN, ForwardClock, Labels, ProducerMark, ValueKind, WriteReceipt
+from tsengine.options import StoreOptions
+
+BULK_ROWS: Final = 1 << 19
+"""Rows from which a batch is packed at once, as the merge would have left it: packing costs
+less than writing it raw and merging it later."""
+
+T = TypeVar("T")
+
+FORMAT_KEY: Final = b"format"
+OPTIONS_KEY: Final = b"options"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a store is worked on in this process; not persisted.
+
+    Attributes:
+        durability: "commit" or "relaxed".
+        merging: "background", "inline" or "manual".
+        block_points: rows of a packed block.
+        snapshot_age_max_ns: how long runs stay for readers in other processes.
+        read_only: whether the files are open for reading only.
+    """
+
+    durability: str = "commit"
+    merging: str = "background"
+    block_points: int = 16_384
+    snapshot_age_max_ns: int = 60_000_000_000
+    read_only: bool = False
+
+
+class Store:
+    """An open store.
+
+    Args:
+        path: its directory.
+        settings: how to work on it.
+        options: for a new store, those to create it with.
+        given: names of the options that the caller asked for, to compare with stored ones.
+        clock_ns: nanoseconds since the Unix epoch.
+
+    Raises:
+        StorageError: it cannot be opened.
+        StoreOptionError: it was created with other options.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        options: StoreOptions,
+        given: frozenset[str],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self.settings = settings
+        self.clock_ns = clock_ns
+        self.environment = Environment(
+            path,
+            TABLES,
+            read_only=settings.read_only,
+            durable=settings.durability == "commit",
+        )
+        try:
+            self.options = self._read_options(options, given)
+            self.catalogue = Catalogue(self.environment)
+            self.reader = BlockReader(self.environment)
+            self.pins = Pins()
+            self.commit_lock = (
+                threading.RLock()
+            )  # guards the store's change from one manifest to the next
+            with self.environment.read() as transaction:
+                self._manifest = Manifest.load(transaction, self.environment.tables)
+            self._retention_clock = ForwardClock(clock_ns)
+        except BaseException:
+            self.environment.close()
+            raise
+
+    def close(self) -> None:
+        """Close the files."""
+        self.environment.close()
+
+    # Reading.
+
+    def retained_from(self) -> int:
+        """The earliest timestamp that retention lets through at this moment."""
+        if self.options.retention is None:
+            return INT64_MIN
+        return max(self._retention_clock() - self.options.retention, INT64_MIN)
+
+    @contextlib.contextmanager
+    def moment(self) -> Iterator[tuple[lmdb.Transaction, Manifest]]:
+        """Begin a read transaction and give the manifest of its moment."""
+        with self.environment.read() as transaction:
+            yield transaction, self.manifest_of(transaction)
+
+    def manifest_of(self, transaction: lmdb.Transaction) -> Manifest:
+        """Give the manifest of the moment that a transaction sees.
+
+        In the writing process it is nearly always at hand; elsewhere, and between a commit
+        and its publishing here, it is read.
+        """
+        manifest = self._manifest
+        if manifest.transaction_id == transaction.id():
+            return manifest
+        loaded = Manifest.load(transaction, self.environment.tables)
+        if loaded.state.version == manifest.state.version:
+            # Only blocks of a merge were added: what is at hand is still true.
+            loaded = replace(manifest, transaction_id=loaded.transaction_id)
+        if loaded.transaction_id > self._manifest.transaction_id:
+            self._manifest = loaded
+        return loaded
+
+    @contextlib.contextmanager
+    def pinned(self, first: Callable[[lmdb.Transaction], T]) -> Iterator[tuple[Manifest, T]]:
+        """Keep the runs of one moment for a read of several transactions.
+
+        Args:
+            first: called with the transaction of that moment.
+        """
+        while True:
+            with self.environment.read() as transaction:
+                manifest = self.manifest_of(transaction)
+                version = manifest.state.version
+                self.pins.pin(version)
+                # A run retired before the pin was there may be swept already; those retired
+                # later will not be.
+                is_safe = self._manifest.state.version == version
+                try:
+                    answer = first(transaction)
+                except BaseException:
+                    self.pins.unpin(version)
+                    raise
+            try:
+                if is_safe:
+                    yield manifest, answer
+                    return
+            finally:
+                self.pins.unpin(version)
+
+    def check_runs(self, transaction: lmdb.Transaction, manifest: Manifest) -> None:
+        """Check that the runs of a manifest pinned earlier are still there.
+
+        Only a reader in another process can lose them: its pins are not seen by the writer.
+
+        Raises:
+            SnapshotExpiredError: some are not.
+        """
+        if not self.settings.read_only or manifest.transaction_id == transaction.id():
+            return
+        tables = self.environment.tables
+        for run in manifest.runs:
+            key = pack_u64(run.number)
+            if transaction.get(key, db=tables[RUNS]) is None:
+                row = transaction.get(key, db=tables[RETIRED])
+                if row is None or Retired.unpack(run.number, row).at_ns < 0:
+                    raise SnapshotExpiredError(
+                        f"this read outlived snapshot_age_max of the writer of "
+                        f"{self.environment.path}; read in smaller ranges, or raise the option"
+                    )
+
+    # Writing.
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest manifest of this process; exact where `commit_lock` is held."""
+        return self._manifest
+
+    def numbers(self) -> NumberCache:
+        """The cache of series numbers of the newest manifest."""
+        return self.catalogue.number_cache(self._manifest.state.catalogue_epoch)
+
+    def publish(
+        self, manifest: Manifest, work: Callable[[lmdb.Transaction], None] | None = None
+    ) -> None:
+        """Commit a new manifest together with other changes; `commit_lock` is held.
+
+        Args:
+            manifest: what the store is to be.
+            work: called with the write transaction before the manifest is written.
+        """
+        before = self._manifest
+
+        def write(transaction: lmdb.Transaction) -> int:
+            if work is not None:
+                work(transaction)
+            manifest.save(transaction, self.environment.tables, before)
+            return int(transaction.id())
+
+        transaction_id = self.environment.write(write)
+        self._manifest = replace(manifest, transaction_id=transaction_id)
+
+    def add_run(
+        self,
+        columns: dict[ValueKind, Columns],
+        newcomers: Mapping[ValueKind, Sequence[Labels]],
+        mark: ProducerMark | None,
+        receipt: WriteReceipt,
+        now_ns: int,
+    ) -> None:
+        """Commit rows as a new run; `commit_lock` is held.
+
+        Args:
+            columns: by kind; numbers of new series are given in the order of `newcomers`.
+            newcomers: labels to register by kind.
+            mark: the producer's mark to commit with them.
+            receipt: what to answer when the mark is repeated.
+            now_ns: nanoseconds since the Unix epoch.
+        """
+        before = self._manifest
+        state = before.state
+        number, sequence = state.next_run, state.sequence + 1
+        totals = Totals()
+        rows = sum(map(len, columns.values()))
+        if rows >= BULK_ROWS:
+            blocks = pack_columns(number, columns, self.settings.block_points, totals)
+            level = level_of(rows)
+        else:
+            blocks, level = self._raw_blocks(number, columns, totals), 0
+        runs = list(before.runs)
+        if blocks:
+            runs.append(totals.run(number, level, (sequence, sequence)))
+        created = sum(map(len, newcomers.values()))
+        state = replace(
+            state,
+            sequence=sequence,
+            next_run=number + 1,
+            next_series=state.next_series + created,
+            last_write_ns=now_ns,
+        )
+        registered: dict[ValueKind, range] = {}
+
+        def work(transaction: lmdb.Transaction) -> None:
+            table = self.environment.tables[BLOCKS]
+            next_series = before.state.next_series
+            for kind, labels in newcomers.items():
+                registered[kind] = self.catalogue.register(transaction, labels, kind, next_series)
+                next_series += len(labels)
+            for key, block in blocks:
+                transaction.put(key, block, db=table)
+            if mark is not None:
+                self._save_mark(transaction, mark, receipt)
+
+        self.publish(before.with_runs(runs, state), work)
+        if level == 0:
+            self.reader.remember(number, columns)
+        cache = self.numbers()
+        for kind, labels in newcomers.items():
+            for labels_, number_ in zip(labels, registered[kind], strict=True):
+                cache.add(labels_, number_)
+
+    def delete(self, event: DeleteEvent, *, remove: bool, now_ns: int) -> None:
+        """Commit a delete; `commit_lock` is held.
+
+        Args:
+            event: its sequence is the next one.
+            remove: whether the series themselves go.
+            now_ns: nanoseconds since the Unix epoch.
+        """
+        before = self._manifest
+        state = replace(before.state, sequence=event.sequence)
+        numbers = event.series.tolist()
+        if remove:
+            state = replace(state, catalogue_epoch=state.catalogue_epoch + 1)
+        manifest = before.with_runs(before.runs, state, [*before.deletes, event])
+
+        def work(transaction: lmdb.Transaction) -> None:
+            if remove:
+                self.catalogue.remove(transaction, numbers)
+                row = msgpack.packb([manifest.state.version, now_ns, event.series.tobytes()])
+                key = pack_u64(REMOVED_SERIES | event.sequence)
+                transaction.put(key, row, db=self.environment.tables[RETIRED])
+
+        self.publish(manifest, work)
+        if remove:
+            kept = self.catalogue.cache
+            gone = set(numbers)
+            self.catalogue.cache = NumberCache(
+                state.catalogue_epoch,
+                {labels: number for labels, number in kept.numbers.items() if number not in gone},
+            )
+
+    def shrink(self) -> str:
+        """Give free space back to the disk; gives why not, or nothing."""
+
+        def reopened(transaction: lmdb.Transaction) -> None:
+            # The transaction numbers of a copied file begin anew.
+            self._manifest = replace(self._manifest, transaction_id=int(transaction.id()))
+
+        with self.commit_lock:
+            return self.environment.shrink(reopened)
+
+    # Producer marks.
+
+    def mark(
+        self, transaction: lmdb.Transaction, producer: str
+    ) -> tuple[ProducerMark, WriteReceipt] | None:
+        """Give the highest mark of a producer, and the receipt of its batch."""
+        row = transaction.get(text_key(producer), db=self.environment.tables[PRODUCERS])
+        if row is None:
+            return None
+        try:
+            name, sequence, piece, receipt = msgpack.unpackb(row)
+            submitted, accepted, refused, evicted, reasons, indices = receipt
+        except (ValueError, TypeError) as error:
+            raise CorruptionError(f"the mark of producer {producer!r} is damaged") from error
+        if name != producer:
+            raise CorruptionError(f"another producer stands under {producer!r}")
+        rows = tuple(np.frombuffer(indices, np.int64).tolist())
+        return (
+            ProducerMark(name, sequence, piece),
+            WriteReceipt(submitted, accepted, refused, evicted, reasons, rows),
+        )
+
+    def forget_mark(self, producer: str) -> None:
+        """Drop the mark of a producer."""
+        self.environment.write(
+            lambda transaction: transaction.delete(
+                text_key(producer), db=self.environment.tables[PRODUCERS]
+            )
+        )
+
+    def _save_mark(
+        self, transaction: lmdb.Transaction, mark: ProducerMark, receipt: WriteReceipt
+    ) -> None:
+        row = msgpack.packb(
+            [
+                mark.producer,
+                mark.sequence,
+                mark.piece,
+                [
+                    receipt.submitted,
+                    receipt.accepted,
+                    receipt.refused,
+                    receipt.evicted,
+                    dict(receipt.reasons),
+                    np.array(receipt.indices, np.int64).tobytes(),
+                ],
+            ]
+        )
+        transaction.put(text_key(mark.producer), row, db=self.environment.tables[PRODUCERS])
+
+    def _raw_blocks(
+        self, run: int, columns: dict[ValueKind, Columns], totals: Totals
+    ) -> list[tuple[bytes, bytes]]:
+        blocks = []
+        for kind in sorted(columns):
+            for part in split_raw(kind, columns[kind], self.settings.block_points):
+                key, block = encode(run, kind, part, compress=False)
+                totals.add(part, len(key) + len(block))
+                blocks.append((key, block))
+        return blocks
+
+    def _read_options(self, options: StoreOptions, given: frozenset[str]) -> StoreOptions:
+        """Read the options of the store, or write those of a new one."""
+        meta = self.environment.tables[META]
+        with self.environment.read() as transaction:
+            version = transaction.get(FORMAT_KEY, db=meta)
+            version = None if version is None else bytes(version)
+            row = transaction.get(OPTIONS_KEY, db=meta)
+            row = None if row is None else bytes(row)
+        path = self.environment.path
+        if version is None:
+            if self.settings.read_only:
+                raise FormatVersionError(f"{path} was never opened by a writer")
+
+            def create(transaction: lmdb.Transaction) -> None:
+                transaction.put(FORMAT_KEY, str(FORMAT_VERSION).encode(), db=meta)
+                transaction.put(OPTIONS_KEY, msgpack.packb(options.to_dict()), db=meta)
+
+            self.environment.write(create)
+            return options
+        if version != str(FORMAT_VERSION).encode():
+            raise FormatVersionError(
+                f"{path} has format {version.decode(errors='replace')!r}, this version reads "
+                f"{FORMAT_VERSION}; open it with a newer tsengine"
+            )
+        try:
+            stored = StoreOptions.from_dict(msgpack.unpackb(row or b""))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(f"the options of {path} are damaged") from error
+        have, want = stored.to_dict(), options.to_dict()
+        for name in sorted(given):
+            if have[name] != want[name]:
+                raise StoreOptionError(
+                    f"{path} was created with {name}={have[name]!r}, not {want[name]!r}; open it "
+                    "with that or without the option"
+                )
+        return stored

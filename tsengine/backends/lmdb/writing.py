@@ -1,0 +1,218 @@
+"""Writing: from the batches of a commit to sorted, folded columns by series number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import lmdb
+import numpy as np
+
+from tsengine.backends.lmdb.catalogue import NumberCache
+from tsengine.backends.lmdb.columns import Columns, fold_columns
+from tsengine.backends.lmdb.layout import KIND_SHIFT
+from tsengine.backends.lmdb.runs import Manifest
+from tsengine.backends.lmdb.store import Store
+from tsengine.duplicates import DuplicatePolicy, distinct_starts
+from tsengine.errors import DuplicatePointError, ValueKindError, ValueOverflowError
+from tsengine.model import (
+    INT64_MAX,
+    INT64_MIN,
+    GroupedBatch,
+    Int64Array,
+    Labels,
+    ValueKind,
+    pack_object,
+)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A commit, ready to be written.
+
+    Attributes:
+        columns: rows by kind, sorted, one per series and timestamp.
+        newcomers: series to register by kind, in the order of the numbers given to them.
+        refused: rows refused by retention, over the batches one after the other.
+    """
+
+    columns: dict[ValueKind, Columns] = field(default_factory=dict)
+    newcomers: dict[ValueKind, list[Labels]] = field(default_factory=dict)
+    refused: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+def prepare(
+    store: Store,
+    transaction: lmdb.Transaction,
+    manifest: Manifest,
+    batches: Sequence[GroupedBatch],
+    retained_from: int,
+) -> Prepared:
+    """Judge the batches of a commit against the store; its `commit_lock` is held.
+
+    Args:
+        store: where they go.
+        transaction: a read transaction of the moment of `manifest`.
+        manifest: the newest.
+        batches: at most one per kind; each series once, its rows sorted by time.
+        retained_from: earlier rows are refused.
+
+    Raises:
+        ValueKindError, DuplicatePointError, ValueOverflowError: indices are rows over the
+            batches one after the other.
+    """
+    prepared = Prepared()
+    base = 0
+    next_series = manifest.state.next_series
+    refused = [prepared.refused]
+    for batch in batches:
+        kind = next(kind for kind in ValueKind if batch.values.dtype == kind.dtype)
+        numbers, newcomers = _number(store, transaction, batch, kind, base, next_series)
+        columns, rows = _by_number(batch, numbers, kind)
+        if retained_from > INT64_MIN and len(columns) and columns.timestamps.min() < retained_from:
+            kept = columns.timestamps >= retained_from
+            rows = np.arange(len(columns)) if rows is None else rows
+            refused.append(base + rows[~kept])
+            columns, rows = columns.keep(kept), rows[kept]
+            newcomers, columns = _renumber(newcomers, columns, next_series + (kind << KIND_SHIFT))
+        if len(columns):
+            _enforce(store, transaction, manifest, columns, rows, base)
+            prepared.columns[kind] = fold_columns(columns, store.options.duplicate_policy)
+            prepared.newcomers[kind] = newcomers
+            next_series += len(newcomers)
+        base += len(batch)
+    prepared.refused = np.concatenate(refused)
+    return prepared
+
+
+def _number(
+    store: Store,
+    transaction: lmdb.Transaction,
+    batch: GroupedBatch,
+    kind: ValueKind,
+    base: int,
+    next_series: int,
+) -> tuple[Int64Array, list[Labels]]:
+    """Give each series of a batch its number: int64[k], and the labels of new ones."""
+    cache: NumberCache = store.numbers()
+    found = list(map(cache.numbers.get, batch.labels))
+    newcomers: list[Labels] = []
+    if None in found:
+        next_number = next_series + (kind << KIND_SHIFT)
+        for index, number in enumerate(found):
+            if number is None:
+                known = store.catalogue.number(transaction, batch.labels[index], cache)
+                if known is None:
+                    known = next_number + len(newcomers)
+                    newcomers.append(batch.labels[index])
+                found[index] = known
+    numbers = np.array(found, np.int64)
+    wrong = np.flatnonzero(numbers >> KIND_SHIFT != kind)
+    if len(wrong):
+        other = ValueKind(int(numbers[wrong[0]]) >> KIND_SHIFT)
+        bounds = batch.offsets.tolist()
+        raise ValueKindError(
+            f"{batch.labels[wrong[0]].id} holds {other.name.lower()}, the values are "
+            f"{kind.name.lower()}",
+            indices=[
+                base + row
+                for index in wrong.tolist()
+                for row in range(bounds[index], bounds[index + 1])
+            ],
+        )
+    return numbers, newcomers
+
+
+def _by_number(
+    batch: GroupedBatch, numbers: Int64Array, kind: ValueKind
+) -> tuple[Columns, Int64Array | None]:
+    """Sort a batch by series number; gives the row of the batch that each row was, or None."""
+    timestamps, values, offsets = batch.timestamps, batch.values, batch.offsets
+    if kind is ValueKind.OBJECT:
+        packed = np.empty(len(values), dtype=object)
+        packed[:] = [pack_object(value) for value in values.tolist()]
+        values = packed
+    filled = offsets[1:] > offsets[:-1]
+    if not filled.all():
+        numbers, offsets = numbers[filled], np.append(offsets[:-1][filled], offsets[-1])
+    if (numbers[1:] > numbers[:-1]).all():
+        return Columns(numbers, offsets, timestamps, values), None
+    order = numbers.argsort()
+    counts = np.diff(offsets)[order]
+    ordered = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(counts, out=ordered[1:])
+    rows = np.repeat(offsets[:-1][order] - ordered[:-1], counts) + np.arange(len(timestamps))
+    return Columns(numbers[order], ordered, timestamps[rows], values[rows]), rows
+
+
+def _renumber(
+    newcomers: list[Labels], columns: Columns, first: int
+) -> tuple[list[Labels], Columns]:
+    """Leave out new series that lost all their rows, and close the gaps in the numbers."""
+    fresh = columns.series >= first
+    kept = columns.series[fresh] - first
+    if not newcomers or len(kept) == len(newcomers):
+        return newcomers, columns
+    series = columns.series.copy()
+    series[fresh] = first + np.arange(len(kept))
+    return (
+        [newcomers[place] for place in kept.tolist()],
+        Columns(series, columns.offsets, columns.timestamps, columns.values),
+    )
+
+
+def _enforce(
+    store: Store,
+    transaction: lmdb.Transaction,
+    manifest: Manifest,
+    columns: Columns,
+    rows: Int64Array | None,
+    base: int,
+) -> None:
+    """Enforce the policies that look at what is stored: `error`, and `sum` of integers."""
+    policy = store.options.duplicate_policy
+    sums = policy is DuplicatePolicy.SUM and columns.values.dtype == np.int64
+    if policy is not DuplicatePolicy.ERROR and not sums:
+        return
+    stored = store.reader.read_many(
+        transaction,
+        manifest,
+        columns.series,
+        int(columns.timestamps.min()),
+        int(columns.timestamps.max()) + 1,
+        policy,
+    )
+    before = stored[0] if stored else columns.rows(0, 0)
+    rows = np.arange(len(columns)) if rows is None else rows
+    series = np.concatenate([before.row_series(), columns.row_series()])
+    timestamps = np.concatenate([before.timestamps, columns.timestamps])
+    order = np.lexsort((timestamps, series))
+    starts = distinct_starts(timestamps[order], series[order])
+    if starts is None:
+        return
+    places = np.concatenate([np.full(len(before), -1), base + rows])[order]
+    if not sums:
+        repeated = np.ones(len(order), bool)
+        repeated[starts] = False
+        offenders = np.sort(places[repeated])
+        raise DuplicatePointError(
+            f"{len(offenders)} points repeat a series and timestamp, which "
+            "duplicate_policy='error' refuses",
+            indices=offenders.tolist(),
+        )
+    values = np.concatenate([before.values, columns.values])[order]
+    _check_sums(values, starts, places)
+
+
+def _check_sums(values: Int64Array, starts: Int64Array, places: Int64Array) -> None:
+    ends = np.append(starts[1:], len(values))
+    # A float64 sum within half the range proves that the exact one is within it.
+    rough = np.add.reduceat(np.abs(values.astype(np.float64)), starts)
+    for key in np.flatnonzero(rough >= 2.0**62).tolist():
+        mine = slice(int(starts[key]), int(ends[key]))
+        total = sum(values[mine].tolist())
+        if not INT64_MIN <= total <= INT64_MAX:
+            raise ValueOverflowError(
+                f"the sum {total} does not fit int64",
+                indices=[place for place in places[mine].tolist() if place >= 0],
+            )

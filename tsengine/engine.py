@@ -1,0 +1,676 @@
+"""The two interfaces: `WriteBufferHandler`, what a buffer needs, and `Engine`, what users call.
+
+A backend implements the eight primitives of `Engine`, marked so in their docstrings; all
+else is built on them here and may be overridden where a backend does better. The handler
+half is implemented over the same primitives by staging per thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Self, cast
+
+import numpy as np
+
+from tsengine.errors import (
+    BatchShapeError,
+    ForkedError,
+    InvalidDataError,
+    NotOpenError,
+    ReadOnlyError,
+    UnsavedPointsError,
+    UnsupportedError,
+)
+from tsengine.model import (
+    INT64_MIN,
+    RANGE_END_MAX,
+    DataPoint,
+    GroupedBatch,
+    Labels,
+    PointLike,
+    ProducerMark,
+    SeriesBatch,
+    TimestampLike,
+    ValueKind,
+    WriteReceipt,
+    kind_of_array,
+    timestamp_array,
+    timestamp_range,
+)
+from tsengine.options import STORE_OPTIONS, Converter, StoreOptions, convert_options
+from tsengine.result import QueryResult
+from tsengine.selectors import Selector, SelectorLike, to_selector
+from tsengine.staging import Staging, in_callers_order, judge_point
+
+
+class Capability(enum.StrEnum):
+    """What a backend may declare beyond the common meaning; the test kit goes by it."""
+
+    CAP = "cap"
+    """Options `max_points_per_series` and `max_points`."""
+    RETENTION = "retention"
+    """Option `retention`."""
+    PERSISTENCE = "persistence"
+    """What is committed is there after reopening."""
+    OTHER_PROCESSES = "other_processes"
+    """Other processes may read beside the writer."""
+    SNAPSHOT_FILES = "snapshot_files"
+    """`snapshot(path)` writes a store that opens by URL."""
+    PRODUCER_MARKS = "producer_marks"
+    """Marks are committed with the points, so that a repeated batch is a no-op."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """How much a store holds.
+
+    Attributes:
+        points: points stored; an upper bound where `points_exact` is false.
+        points_exact: whether `points` is exact.
+        series: series listed.
+        bytes: bytes that the store takes where it is kept.
+        last_write_ns: when the last write was committed, nanoseconds since the Unix
+            epoch; None where nothing was written.
+        details: what the backend tells beyond that.
+    """
+
+    points: int
+    points_exact: bool
+    series: int
+    bytes: int
+    last_write_ns: int | None
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CompactReport:
+    """What `compact()` did.
+
+    Attributes:
+        bytes_before: bytes of the store before.
+        bytes_after: bytes of the store after.
+        reason: why nothing or not all was given back; empty where it was.
+    """
+
+    bytes_before: int
+    bytes_after: int
+    reason: str = ""
+
+
+class WriteBufferHandler(ABC):
+    """What a `WriteBuffer` needs of a backend.
+
+    Staging belongs to the calling thread: two buffers on one engine never see each other's
+    points, and no caller gets another's errors. Every call may be made by any thread.
+
+    Attributes:
+        validates_every_point: whether `validate_point` must see every point, rather than
+            the first of each series.
+        marks_producers: whether `flush_buffer` takes marks.
+    """
+
+    validates_every_point: bool = False
+    marks_producers: bool = False
+
+    @property
+    @abstractmethod
+    def timestamp_min(self) -> int:
+        """The earliest timestamp that is valid, nanoseconds."""
+
+    @abstractmethod
+    def validate_point(self, point: PointLike) -> DataPoint:
+        """Judge a point; stages and stores nothing.
+
+        Returns:
+            The point as it will be stored: its value a `float`, an `int`, or a normalised
+            object, by the kind of its series.
+
+        Raises:
+            InvalidDataError: the point is not valid in this store.
+        """
+
+    @abstractmethod
+    def write_to_buffer(self, point: PointLike) -> None:
+        """Stage one point for this thread's next flush; nobody sees it before.
+
+        Raises:
+            InvalidDataError: the point is not valid; what was staged stays.
+        """
+
+    @abstractmethod
+    def flush_buffer(self, mark: ProducerMark | None = None) -> WriteReceipt:
+        """Commit what this thread staged, atomically, together with a producer mark.
+
+        The staging is consumed whatever happens: the caller keeps its own copy until the
+        receipt is there. A batch whose mark is not above the stored one is a no-op and
+        answered by the receipt of its first commit where it was the last batch.
+
+        Returns:
+            The receipt; its indices count what was staged, in order.
+
+        Raises:
+            InvalidDataError: nothing was stored; `indices` count what was staged.
+            StorageError: the commit failed or its outcome is unknown; to repeat it with
+                the same mark is harmless.
+        """
+
+    def write_batch_to_buffer(self, batch: GroupedBatch) -> None:
+        """Stage a batch at once; by default point by point.
+
+        Raises:
+            InvalidDataError: the batch is not valid.
+        """
+        for series in batch.groups():
+            for point in series.points():
+                self.write_to_buffer(point)
+
+    @abstractmethod
+    def discard_buffer(self) -> None:
+        """Forget what this thread staged."""
+
+    def series_kind(self, labels: Labels) -> ValueKind | None:
+        """Give the kind of a stored series; None where it is not stored, or cannot be told."""
+        return None
+
+    def high_water(self, producer: str) -> ProducerMark | None:
+        """Give the highest mark committed by a producer, None where there is none."""
+        return None
+
+    def forget_producer(self, producer: str) -> None:
+        """Drop the mark of a producer that is done for good."""
+        return
+
+
+class Engine(WriteBufferHandler):
+    """A time-series store.
+
+    Constructors do no I/O. `open()` or `with` opens, `close()` is idempotent and final.
+    Every public call may be made by any thread. Ranges are `[start, end)`, None unbounded.
+
+    Args:
+        options: `duplicate_policy`, `retention`, `min_timestamp`, `future_max`,
+            `integers`, `read_only`, each as in a URL or as a Python value.
+        clock_ns: nanoseconds since the Unix epoch; injected by tests.
+
+    Raises:
+        UnknownOptionError: an option is unknown or makes no sense.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    option_converters: ClassVar[Mapping[str, Converter]] = STORE_OPTIONS
+    """The options of this backend; a backend with more extends the mapping."""
+
+    def __init__(
+        self,
+        location: str = "",
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+        **options: object,
+    ) -> None:
+        converted = convert_options(options, self.option_converters)
+        self.location = location
+        self.read_only = bool(converted.pop("read_only", False))
+        self._store_options_given = frozenset(converted) & frozenset(STORE_OPTIONS)
+        self.options = StoreOptions(
+            **{name: converted.pop(name) for name in self._store_options_given}  # type: ignore[arg-type]  # converted by STORE_OPTIONS
+        )
+        self.backend_options: Mapping[str, object] = converted
+        if self.options.retention is not None:
+            self.require(Capability.RETENTION)
+        self._clock_ns = clock_ns
+        self._adopt_options(self.options)
+        self._state = _State.NEW
+        self._pid = os.getpid()
+        self._lifecycle_lock = threading.Lock()  # guards _state and _stagings
+        self._thread = threading.local()  # .staging, what this thread staged
+        self._stagings: set[Staging] = set()  # of all threads, so that close can count them
+        self.marks_producers = Capability.PRODUCER_MARKS in self.capabilities
+
+    # Primitives: what a backend implements.
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Primitive: open or create the store; may call `_adopt_options` with stored ones."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Primitive: give back what `_open` took; called once."""
+
+    @abstractmethod
+    def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
+        """Primitive: store batches atomically, with a mark where the backend takes them.
+
+        Args:
+            batches: at most one per kind; each series once, its rows sorted by time with
+                equal timestamps in order of writing; valid by the store's rules.
+            mark: a repeated one makes the call a no-op.
+
+        Returns:
+            The receipt; its indices are rows over the batches one after the other.
+
+        Raises:
+            ValueKindError: a series holds another kind (`staging.check_kinds` tells);
+                indices as above. Policy errors likewise. Nothing is stored then.
+        """
+
+    @abstractmethod
+    def _kind(self, labels: Labels) -> ValueKind | None:
+        """Primitive: give the kind of a series, None where it is not in the store."""
+
+    @abstractmethod
+    def _series(self, selector: Selector) -> Iterator[Labels]:
+        """Primitive: iterate over the series that match, by series ID."""
+
+    @abstractmethod
+    def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
+        """Primitive: iterate over the rows of matching series from one consistent snapshot.
+
+        Series come by series ID, rows by time, one per timestamp. A long series may come
+        in several batches; none is empty. Columns belong to the caller. The range is
+        never empty.
+        """
+
+    @abstractmethod
+    def _delete(self, selector: Selector, start: int, end: int) -> int:
+        """Primitive: delete as described at `delete`; give the number of series."""
+
+    @abstractmethod
+    def _stats(self) -> EngineStats:
+        """Primitive: tell how much the store holds."""
+
+    # Life.
+
+    def open(self) -> Self:
+        """Open the store, creating it where there is none.
+
+        Raises:
+            NotOpenError: it was open before: an engine opens once.
+            StorageError: the store cannot be opened.
+            StoreOptionError: it was created with other options.
+        """
+        with self._lifecycle_lock:
+            if self._state is not _State.NEW:
+                raise NotOpenError(f"{self!r} was opened before; make a new engine")
+            self._pid = os.getpid()
+            self._open()
+            self._state = _State.OPEN
+        return self
+
+    def close(self) -> None:
+        """Close the store, for good; a second call does nothing.
+
+        Raises:
+            UnsavedPointsError: points were staged and not flushed; the engine is closed
+                nevertheless.
+        """
+        with self._lifecycle_lock:
+            was_open = self._state is _State.OPEN
+            self._state = _State.CLOSED
+            unsaved = sum(map(len, self._stagings))
+            self._stagings.clear()
+        if was_open and self._pid == os.getpid():
+            self._close()
+        if unsaved:
+            raise UnsavedPointsError(
+                f"closed with {unsaved} staged points; flush_buffer() stores them",
+                count=unsaved,
+            )
+
+    def __enter__(self) -> Self:
+        if self._state is _State.NEW:
+            self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.location!r} {self._state.value}>"
+
+    # Writing.
+
+    def write(self, points: Iterable[PointLike]) -> WriteReceipt:
+        """Store points, all in one atomic commit.
+
+        Raises:
+            InvalidDataError: some are not valid; nothing was stored, `indices` names them.
+            StorageError: the commit failed.
+        """
+        staging = self._new_staging()
+        staging.add_points(points)
+        return self._commit_staging(staging, None)
+
+    def write_series(self, labels: Labels, timestamps: object, values: object) -> WriteReceipt:
+        """Store columns of one series in one atomic commit.
+
+        Args:
+            labels: which series.
+            timestamps: [n], integers (nanoseconds), datetime64, or a sequence of what
+                `tsengine.timestamp` takes; in any order.
+            values: [n], float, integer or object array, or a sequence of values.
+
+        Raises:
+            InvalidDataError: as in `write`.
+        """
+        staging = self._new_staging()
+        staging.add_batch(series_columns(labels, timestamps, values))
+        return self._commit_staging(staging, None)
+
+    def write_batch(self, grouped: GroupedBatch) -> WriteReceipt:
+        """Store columns of many series in one atomic commit; indices are rows of the batch.
+
+        Raises:
+            InvalidDataError: as in `write`.
+        """
+        staging = self._new_staging()
+        staging.add_batch(grouped)
+        return self._commit_staging(staging, None)
+
+    def delete(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> int:
+        """Delete the rows of matching series in a range, as an event in commit order.
+
+        What is written later at the same timestamps is a first write. Without bounds the
+        series themselves go, and their value kind is free again; with bounds they stay
+        listed.
+
+        Returns:
+            The number of series that the selector resolved to; 0 for an empty range.
+
+        Raises:
+            InvalidQueryError: a bad selector or range.
+        """
+        self._check_writable()
+        first, last = timestamp_range(start, end)
+        resolved = to_selector(selector)
+        return 0 if first == last else self._delete(resolved, first, last)
+
+    # Reading.
+
+    def query(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> QueryResult:
+        """Give the rows of matching series, from one consistent snapshot.
+
+        Returns:
+            One `SeriesBatch` per series that has rows in the range, by series ID.
+
+        Raises:
+            InvalidQueryError: a bad selector or range.
+        """
+        self._check_open()
+        first, last = timestamp_range(start, end)
+        resolved = to_selector(selector)
+        return QueryResult([] if first == last else _join_series(self._scan(resolved, first, last)))
+
+    def scan(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> Iterator[SeriesBatch]:
+        """Iterate over the rows that `query` gives, in bounded memory.
+
+        Series come by series ID, rows by time; a long series comes in several batches.
+        All come from the snapshot taken when the iteration starts. Closing the iterator
+        gives the snapshot back early.
+
+        Raises:
+            InvalidQueryError: a bad selector or range.
+            SnapshotExpiredError: the iteration took longer than the backend keeps it.
+        """
+        self._check_open()
+        first, last = timestamp_range(start, end)
+        resolved = to_selector(selector)
+        return iter(()) if first == last else self._scan(resolved, first, last)
+
+    def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
+        """Give the first point of each matching series that has rows, by series ID."""
+        return self._edge_points(selector, 0)
+
+    def latest(self, selector: SelectorLike = None) -> list[DataPoint]:
+        """Give the last point of each matching series that has rows, by series ID."""
+        return self._edge_points(selector, -1)
+
+    def count(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> int:
+        """Count the rows of matching series in a range."""
+        return sum(map(len, self.scan(selector, start, end)))
+
+    def series(self, selector: SelectorLike = None) -> Iterator[Labels]:
+        """Iterate over the matching series, by series ID, with rows or without."""
+        self._check_open()
+        return self._series(to_selector(selector))
+
+    def label_names(self) -> list[str]:
+        """Give the names of all labels of all series, sorted."""
+        return sorted({name for labels in self.series() for name in labels})
+
+    def label_values(self, name: str) -> list[str]:
+        """Give the values of one label over all series, sorted."""
+        return sorted({labels[name] for labels in self.series() if name in labels})
+
+    # Upkeep.
+
+    def compact(self) -> CompactReport:
+        """Fold what can be folded and give space back."""
+        self._check_writable()
+        size = self._stats().bytes
+        return CompactReport(size, size, "this backend has nothing to compact")
+
+    def snapshot(self, path: str) -> None:
+        """Write a consistent copy of the store that opens by its own URL.
+
+        Raises:
+            UnsupportedError: the backend does not declare `SNAPSHOT_FILES`.
+            StorePathError: the path exists or cannot be written.
+        """
+        self._check_open()
+        self.require(Capability.SNAPSHOT_FILES)
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Read and verify everything.
+
+        Raises:
+            CorruptionError: names the first place found damaged.
+        """
+        for _ in self.scan():
+            pass
+
+    def stats(self) -> EngineStats:
+        """Tell how much the store holds."""
+        self._check_open()
+        return self._stats()
+
+    def high_water(self, producer: str) -> ProducerMark | None:
+        """Give the highest mark committed by a producer, None where there is none.
+
+        Raises:
+            UnsupportedError: the backend does not declare `PRODUCER_MARKS`.
+        """
+        self._check_open()
+        self.require(Capability.PRODUCER_MARKS)
+        raise NotImplementedError
+
+    # The handler half, over staging per thread.
+
+    @property
+    def timestamp_min(self) -> int:
+        """The earliest timestamp that is valid, nanoseconds."""
+        return self.rules.min_timestamp
+
+    def validate_point(self, point: PointLike) -> DataPoint:
+        """Judge a point, as `WriteBufferHandler` says."""
+        self._check_writable()
+        policy = self.options.duplicate_policy
+        return DataPoint(*judge_point(point, self.rules, policy, self._kind))
+
+    def series_kind(self, labels: Labels) -> ValueKind | None:
+        """Give the kind of a stored series, as `WriteBufferHandler` says."""
+        self._check_open()
+        return self._kind(labels)
+
+    def write_to_buffer(self, point: PointLike) -> None:
+        """Stage one point for this thread, as `WriteBufferHandler` says."""
+        self._staging().add_point(point)
+
+    def write_batch_to_buffer(self, batch: GroupedBatch) -> None:
+        """Stage a batch for this thread, as `WriteBufferHandler` says.
+
+        The arrays may be referred to until the flush; the caller leaves them alone so long.
+        """
+        self._staging().add_batch(batch)
+
+    def flush_buffer(self, mark: ProducerMark | None = None) -> WriteReceipt:
+        """Commit what this thread staged, as `WriteBufferHandler` says."""
+        if mark is not None:
+            self.require(Capability.PRODUCER_MARKS)
+        staging = self._take_staging()
+        if staging is None:
+            self._check_writable()
+            return WriteReceipt(0, 0)
+        return self._commit_staging(staging, mark)
+
+    def discard_buffer(self) -> None:
+        """Forget what this thread staged."""
+        self._take_staging()
+
+    # For backends.
+
+    def require(self, capability: Capability) -> None:
+        """Raise UnsupportedError where the backend does not declare a capability."""
+        if capability not in self.capabilities:
+            raise UnsupportedError(f"{type(self).__name__} does not support {capability.value}")
+
+    def _adopt_options(self, options: StoreOptions) -> None:
+        """Go by these options: those given, or those the store was created with."""
+        self.options = options
+        self.rules = options.rules(self._clock_ns)
+        self.validates_every_point = options.future_max is not None
+
+    def _check_open(self) -> None:
+        if self._state is not _State.OPEN:
+            raise NotOpenError(f"{self!r} is not open")
+        if self._pid != os.getpid():
+            raise ForkedError(f"{self!r} was opened before a fork; open the store anew here")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self.read_only:
+            raise ReadOnlyError(f"{self!r} was opened with read_only=True")
+
+    def _new_staging(self) -> Staging:
+        self._check_writable()
+        return Staging(self.rules, self.options.duplicate_policy, self._kind)
+
+    def _staging(self) -> Staging:
+        """Give this thread's staging."""
+        self._check_writable()
+        staging: Staging | None = getattr(self._thread, "staging", None)
+        if staging is None:
+            staging = self._new_staging()
+            with self._lifecycle_lock:
+                self._check_open()  # a close between the two would not count it
+                self._stagings.add(staging)
+            self._thread.staging = staging
+        return staging
+
+    def _take_staging(self) -> Staging | None:
+        """Take this thread's staging away from it."""
+        staging: Staging | None = getattr(self._thread, "staging", None)
+        self._thread.staging = None
+        with self._lifecycle_lock:
+            self._stagings.discard(staging)
+        return staging
+
+    def _commit_staging(self, staging: Staging, mark: ProducerMark | None) -> WriteReceipt:
+        self._check_writable()
+        batches, positions = staging.batches()
+        if not batches:
+            return WriteReceipt(0, 0)
+        try:
+            return in_callers_order(self._commit(batches, mark), positions)
+        except InvalidDataError as error:
+            if positions is not None:
+                error.indices = tuple(sorted(positions[list(error.indices)].tolist()))
+            raise
+
+    def _edge_points(self, selector: SelectorLike, row: int) -> list[DataPoint]:
+        points: dict[Labels, DataPoint] = {}
+        for batch in self.scan(selector):
+            if row == 0 and batch.labels in points:
+                continue
+            points[batch.labels] = DataPoint(
+                batch.labels, int(batch.timestamps[row]), batch.values.tolist()[row]
+            )
+        return list(points.values())
+
+
+class _State(enum.Enum):
+    NEW = "new"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+def is_unbounded(start: int, end: int) -> bool:
+    """Whether a resolved range leaves nothing out."""
+    return start == INT64_MIN and end == RANGE_END_MAX
+
+
+def series_columns(labels: Labels, timestamps: object, values: object) -> GroupedBatch:
+    """Make the batch of one series from what a caller gives.
+
+    Raises:
+        BatchShapeError: the columns do not fit together.
+        TimestampError: a timestamp is none.
+    """
+    times = timestamp_array(timestamps)
+    _, column = kind_of_array(values)
+    if len(times) != len(column):
+        raise BatchShapeError(
+            f"{len(times)} timestamps do not fit {len(column)} values; one each is right"
+        )
+    # An element of an object array is judged by the rules of single values.
+    return GroupedBatch([labels], np.array([0, len(times)]), times, cast("np.ndarray", column))
+
+
+def _join_series(batches: Iterable[SeriesBatch]) -> list[SeriesBatch]:
+    """Join neighbouring batches of one series."""
+    joined: list[SeriesBatch] = []
+    pieces: list[SeriesBatch] = []
+    for batch in batches:
+        if pieces and pieces[0].labels is not batch.labels:
+            joined.append(_join_pieces(pieces))
+            pieces = []
+        pieces.append(batch)
+    if pieces:
+        joined.append(_join_pieces(pieces))
+    return joined
+
+
+def _join_pieces(pieces: Sequence[SeriesBatch]) -> SeriesBatch:
+    if len(pieces) == 1:
+        return pieces[0]
+    return SeriesBatch(
+        pieces[0].labels,
+        np.concatenate([piece.timestamps for piece in pieces]),
+        np.concatenate([piece.values for piece in pieces]),
+    )

@@ -1,0 +1,241 @@
+"""Everything tsengine raises, on one page.
+
+    TsEngineError
+    ├── InvalidDataError (ValueError)      points cannot be stored; nothing of the call was
+    │   ├── LabelsError                    labels are empty, not text, too long or hold a NUL
+    │   ├── TimestampError                 not an integer, out of bounds, naive
+    │   ├── ValueKindError                 a value of another kind than its series
+    │   ├── ValueOverflowError             an int64 sum would overflow
+    │   ├── DuplicatePointError            policy `error` and the point is there already
+    │   └── BatchShapeError                arrays of unequal length, wrong dtype or dimension
+    ├── InvalidQueryError (ValueError)
+    │   ├── SelectorError                  a selector that does not parse
+    │   └── RangeError                     a range whose start lies after its end
+    ├── ConfigurationError
+    │   ├── UnknownBackendError            a URL whose scheme no backend answers
+    │   ├── UnknownOptionError             an option the backend does not know, or a bad value
+    │   ├── StoreOptionError               other options than the store was created with
+    │   ├── UnsupportedError               the backend does not declare this capability
+    │   └── MissingDependencyError (ImportError)   names the `pip install` line that helps
+    ├── LifecycleError
+    │   ├── NotOpenError                   used before open or after close
+    │   ├── ReadOnlyError                  a write to a store opened with `read_only=True`
+    │   ├── ForkedError                    an engine used in a forked child
+    │   └── UnsavedPointsError             closed while points were staged or pending
+    ├── WaitError
+    │   ├── WaitTimeoutError (TimeoutError)
+    │   ├── CancelledError
+    │   └── BufferFullError                the point was not taken
+    └── StorageError (OSError)
+        ├── StorePathError                 a path that cannot hold a store: a file, no permission
+        ├── StoreInUseError                another process writes to the store
+        ├── StorageFullError               the disk is full
+        ├── FormatVersionError             a store of a newer or foreign format
+        ├── CorruptionError                stored bytes fail their checksum
+        └── SnapshotExpiredError           a reader outlived `snapshot_age_max`
+
+An `InvalidDataError` carries `indices`: the positions, in the order the caller gave the
+points, of every offender it knows of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TsEngineError(Exception):
+    """The root: `except TsEngineError` catches all that tsengine raises on purpose."""
+
+
+# Data
+
+
+class InvalidDataError(TsEngineError, ValueError):
+    """Is raised when points cannot be stored; nothing of the call was stored.
+
+    Attributes:
+        indices: positions of the offenders in the caller's order; empty when the
+            call had one point only, or none that could be counted.
+    """
+
+    def __init__(self, message: str, *, indices: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.indices: tuple[int, ...] = tuple(int(index) for index in indices)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the indices, so that a worker process can report them."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    cls: type[TsEngineError], args: tuple[object, ...], state: dict[str, object]
+) -> TsEngineError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class LabelsError(InvalidDataError):
+    """Is raised when labels are empty, not text, too long, or hold a NUL or a lone surrogate."""
+
+
+class TimestampError(InvalidDataError):
+    """Is raised when a timestamp is no integer, lies outside the store's bounds, or is naive."""
+
+
+class ValueKindError(InvalidDataError):
+    """Is raised when a value does not fit the kind of its series, or no kind at all."""
+
+
+class ValueOverflowError(InvalidDataError):
+    """Is raised when the policy `sum` would take an int64 series out of int64."""
+
+
+class DuplicatePointError(InvalidDataError):
+    """Is raised under the policy `error` when a point's series and timestamp are taken."""
+
+
+class BatchShapeError(InvalidDataError):
+    """Is raised when the columns of a batch do not fit together or have a wrong dtype."""
+
+
+# Queries
+
+
+class InvalidQueryError(TsEngineError, ValueError):
+    """Is raised when a question cannot be answered as asked."""
+
+
+class SelectorError(InvalidQueryError):
+    """Is raised when a selector does not parse.
+
+    Attributes:
+        text: the selector as given.
+        position: index into `text` of what was not understood.
+    """
+
+    def __init__(self, message: str, *, text: str = "", position: int = 0) -> None:
+        super().__init__(message)
+        self.text = text
+        self.position = position
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with text and position."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class RangeError(InvalidQueryError):
+    """Is raised when a range starts after its end, or a bound is no timestamp."""
+
+
+# Configuration
+
+
+class ConfigurationError(TsEngineError):
+    """Is raised when an engine cannot be set up as asked."""
+
+
+class UnknownBackendError(ConfigurationError, ValueError):
+    """Is raised when no backend answers a URL; lists those that are known."""
+
+
+class UnknownOptionError(ConfigurationError, ValueError):
+    """Is raised when an option is unknown or its value makes no sense; lists what would do."""
+
+
+class StoreOptionError(ConfigurationError):
+    """Is raised when a store is opened with other options than it was created with."""
+
+
+class UnsupportedError(ConfigurationError):
+    """Is raised when a backend is asked for a capability that it does not declare."""
+
+
+class MissingDependencyError(ConfigurationError, ImportError):
+    """Is raised when an optional package is missing; names the `pip install` line."""
+
+
+# Life of an engine or a buffer
+
+
+class LifecycleError(TsEngineError):
+    """Is raised when an engine or a buffer is not in a state to do what is asked."""
+
+
+class NotOpenError(LifecycleError):
+    """Is raised when an engine or buffer is used before it is opened or after it is closed."""
+
+
+class ReadOnlyError(LifecycleError):
+    """Is raised when a store opened with `read_only=True` is asked to change."""
+
+
+class ForkedError(LifecycleError):
+    """Is raised when an engine that was opened before a fork is used in the child."""
+
+
+class UnsavedPointsError(LifecycleError):
+    """Is raised by `close()` when points were neither stored nor taken back.
+
+    Attributes:
+        count: how many.
+    """
+
+    def __init__(self, message: str, *, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the count."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+# Waiting
+
+
+class WaitError(TsEngineError):
+    """Is raised when a wait ends without what it waited for."""
+
+
+class WaitTimeoutError(WaitError, TimeoutError):
+    """Is raised when `timeout` seconds have passed."""
+
+
+class CancelledError(WaitError):
+    """Is raised when the `cancel` event was set."""
+
+
+class BufferFullError(WaitError):
+    """Is raised when a bounded buffer has no room; the point was not taken."""
+
+
+# Storage
+
+
+class StorageError(TsEngineError, OSError):
+    """Is raised when the storage below does not do its part."""
+
+
+class StorePathError(StorageError):
+    """Is raised when a path cannot hold a store: a file, no permission, a missing parent."""
+
+
+class StoreInUseError(StorageError):
+    """Is raised when another process has the store open for writing."""
+
+
+class StorageFullError(StorageError):
+    """Is raised when the disk is full; nothing of the call was stored."""
+
+
+class FormatVersionError(StorageError):
+    """Is raised when a store was written in a format that this version does not read."""
+
+
+class CorruptionError(StorageError):
+    """Is raised when stored bytes fail their checksum or their structure; names the place."""
+
+
+class SnapshotExpiredError(StorageError):
+    """Is raised when a read outlived `snapshot_age_max` and its data was given back."""

@@ -1,0 +1,79 @@
+"""The words of the package: labels, points, batches, receipts, value kinds, time.
+
+    labels.py    Labels, the identity of a series
+    time.py      timestamps, durations, half-open ranges
+    values.py    value kinds and what fits them
+    batches.py   DataPoint, SeriesBatch, GroupedBatch, WriteReceipt, ProducerMark
+    rules.py     PointRules: what makes a point valid in one store
+
+Nothing here knows of an engine.
+"""
+
+from tsengine.model.batches import (
+    DataPoint,
+    GroupedBatch,
+    Int64Array,
+    PointLike,
+    ProducerMark,
+    SeriesBatch,
+    WriteReceipt,
+)
+from tsengine.model.labels import LABELS_BYTES_MAX, METRIC_NAME, Labels
+from tsengine.model.rules import ForwardClock, PointRules
+from tsengine.model.time import (
+    INT64_MAX,
+    INT64_MIN,
+    RANGE_END_MAX,
+    DurationLike,
+    TimestampLike,
+    duration,
+    timestamp,
+    timestamp_array,
+    timestamp_range,
+)
+from tsengine.model.values import (
+    OBJECT_BYTES_MAX,
+    OBJECT_DEPTH_MAX,
+    Value,
+    ValueArray,
+    ValueKind,
+    fit_array,
+    fit_value,
+    kind_of_array,
+    pack_object,
+    unpack_object,
+)
+
+__all__ = [
+    "INT64_MAX",
+    "INT64_MIN",
+    "LABELS_BYTES_MAX",
+    "METRIC_NAME",
+    "OBJECT_BYTES_MAX",
+    "OBJECT_DEPTH_MAX",
+    "RANGE_END_MAX",
+    "DataPoint",
+    "DurationLike",
+    "ForwardClock",
+    "GroupedBatch",
+    "Int64Array",
+    "Labels",
+    "PointLike",
+    "PointRules",
+    "ProducerMark",
+    "SeriesBatch",
+    "TimestampLike",
+    "Value",
+    "ValueArray",
+    "ValueKind",
+    "WriteReceipt",
+    "duration",
+    "fit_array",
+    "fit_value",
+    "kind_of_array",
+    "pack_object",
+    "timestamp",
+    "timestamp_array",
+    "timestamp_range",
+    "unpack_object",
+]

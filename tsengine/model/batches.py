@@ -1,0 +1,123 @@
+"""What goes in and out: points, columns of one and of many series, receipts, marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tsengine.model.labels import Labels
+from tsengine.model.time import TimestampLike
+from tsengine.model.values import Value, ValueArray
+
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+
+
+class DataPoint(NamedTuple):
+    """One value of one series at one time; the bare tuple is taken as well.
+
+    Attributes:
+        labels: which series.
+        timestamp: nanoseconds since the Unix epoch, UTC.
+        value: a float, an int, or what MessagePack carries.
+    """
+
+    labels: Labels
+    timestamp: int
+    value: Value
+
+
+PointLike: TypeAlias = "DataPoint | tuple[Labels, TimestampLike, object]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeriesBatch:
+    """Columns of one series.
+
+    Attributes:
+        labels: which series.
+        timestamps: int64[n], nanoseconds; strictly increasing in results.
+        values: float64[n], int64[n] or object[n].
+    """
+
+    labels: Labels
+    timestamps: Int64Array
+    values: ValueArray
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def points(self) -> Iterator[DataPoint]:
+        """Iterate over the rows as points with Python values."""
+        labels = self.labels
+        for timestamp, value in zip(self.timestamps.tolist(), self.values.tolist(), strict=True):
+            yield DataPoint(labels, timestamp, value)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupedBatch:
+    """Columns of many series, grouped by series, values of one kind.
+
+    Attributes:
+        labels: k distinct series.
+        offsets: int64[k + 1]; rows `offsets[i]` to `offsets[i + 1]` belong to `labels[i]`.
+        timestamps: int64[n], nanoseconds, in any order within a series; of equal ones the
+            later row is the newer write.
+        values: float64[n], int64[n] or object[n].
+    """
+
+    labels: Sequence[Labels]
+    offsets: Int64Array
+    timestamps: Int64Array
+    values: ValueArray
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def groups(self) -> Iterator[SeriesBatch]:
+        """Iterate over the series; columns are views."""
+        bounds = self.offsets.tolist()
+        for index, labels in enumerate(self.labels):
+            rows = slice(bounds[index], bounds[index + 1])
+            yield SeriesBatch(labels, self.timestamps[rows], self.values[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReceipt:
+    """What became of a write that did not raise.
+
+    Attributes:
+        submitted: points given; always accepted + refused.
+        accepted: points stored (an overwrite counts: which points were new is not told).
+        refused: points that a cap or the retention kept out.
+        evicted: points stored earlier that a cap removed to make room.
+        reasons: refused points by reason, `"cap"` or `"retention"`.
+        indices: positions of the refused in the caller's order, ascending.
+    """
+
+    submitted: int
+    accepted: int
+    refused: int = 0
+    evicted: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    indices: tuple[int, ...] = ()
+
+
+class ProducerMark(NamedTuple):
+    """How far a producer has got: committed with the points that it numbers.
+
+    Marks order by `(sequence, piece)`; a batch whose mark is not above the highest stored
+    one of its producer was stored before and is not stored again.
+
+    Attributes:
+        producer: name of the producer.
+        sequence: number of the batch, from 1.
+        piece: number of the piece where a batch was split, else 0.
+    """
+
+    producer: str
+    sequence: int
+    piece: int = 0
