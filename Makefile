@@ -18,8 +18,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 contents = $(shell find $(1) \( -name __pycache__ -o -name '.*_cache' -o -name .hypothesis \) -prune \
 	-o \( -type f -o -type d \) -print)
 SOURCES := $(call contents,tsengine) pyproject.toml README.md LICENSE
-THIRD_PARTY := examples/sqlite_backend
-THIRD_PARTY_SOURCES := $(if $(wildcard $(THIRD_PARTY)/pyproject.toml),$(call contents,$(THIRD_PARTY)))
+# Backends as others would write them, each with a pyproject.toml of its own.
+THIRD_PARTY := $(patsubst %/pyproject.toml,%,$(wildcard examples/*/pyproject.toml))
+THIRD_PARTY_SOURCES := $(if $(THIRD_PARTY),$(call contents,$(THIRD_PARTY)))
 
 # Where we test, what is imported is the installed wheel: this keeps the current folder, and with
 # it the source tree, off sys.path, also in the processes that tests start.
@@ -40,7 +41,7 @@ help:
 demo: $(STAMPS)/demo $(STAMPS)/installed
 	$(BIN)/python examples/demo.py
 
-test: $(STAMPS)/dev $(STAMPS)/installed $(if $(THIRD_PARTY_SOURCES),$(STAMPS)/third-party)
+test: $(STAMPS)/dev $(STAMPS)/installed $(if $(THIRD_PARTY),$(STAMPS)/third-party)
 	$(INSTALLED) $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --benchmark-disable \
 		$(PYTEST_ARGS) tests $(wildcard benchmarks examples)
 
@@ -48,10 +49,9 @@ check: $(STAMPS)/dev $(STAMPS)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-ifneq ($(THIRD_PARTY_SOURCES),)
-	cd $(THIRD_PARTY) && $(abspath $(BIN))/mypy --config-file=$(CURDIR)/pyproject.toml \
-		--cache-dir=$(CURDIR)/.mypy_cache/third-party .
-endif
+	set -e; for folder in $(THIRD_PARTY); do ( cd $$folder; \
+		$(abspath $(BIN))/mypy --config-file=$(CURDIR)/pyproject.toml \
+			--cache-dir=$(CURDIR)/.mypy_cache/third-party . ); done
 	$(BIN)/lint-imports
 
 format: $(STAMPS)/dev
@@ -102,8 +102,8 @@ $(STAMPS)/installed: $(STAMPS)/wheel
 	@$(PIP_INSTALL) --no-deps --force-reinstall $(DIST)/*.whl
 	@touch $@
 
-# The third-party backend of the examples, installed as its users would.
+# The third-party backends of the examples, installed as their users would.
 $(STAMPS)/third-party: $(THIRD_PARTY_SOURCES) $(STAMPS)/installed
 	@echo "installing $(THIRD_PARTY)"
-	@$(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall ./$(THIRD_PARTY)
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall $(THIRD_PARTY:%=./%)
 	@touch $@

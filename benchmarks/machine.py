@@ -32,6 +32,7 @@ class Facts:
         cores: cores of the machine.
         pinned: the core that everything ran on; None where that cannot be asked for.
         file_system: type of the file system the stores were on.
+        load: processes that wanted a core before the run began, of the last minute.
         sync_ms: median of appending 4 KiB and `fdatasync`, milliseconds.
         loop_ns: one step of an empty `for` loop, nanoseconds.
         packages: versions of what took part.
@@ -41,6 +42,7 @@ class Facts:
     cores: int
     pinned: int | None
     file_system: str
+    load: float
     sync_ms: float
     loop_ns: float
     packages: dict[str, str]
@@ -136,6 +138,7 @@ def facts(folder: Path, pinned: int | None) -> Facts:
         cores=os.cpu_count() or 1,
         pinned=pinned,
         file_system=file_system(folder),
+        load=os.getloadavg()[0],
         sync_ms=_sync_seconds(folder) * 1e3,
         loop_ns=_loop_seconds() * 1e9,
         packages={name: found for name in _PACKAGES if (found := _version(name))},

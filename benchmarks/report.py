@@ -97,6 +97,10 @@ def _heading(ground: Facts, rounds: int, *, quick: bool) -> str:
         packages,
         f"medians of {rounds} rounds in turn; ratio is ours by theirs, median of the rounds",
     ]
+    if ground.load > 0.5:
+        lines.append(
+            f"load {ground.load:.1f} before the run: others are at work; run when it is quiet"
+        )
     if quick:
         lines.append("--quick: small sizes, on which no bar stands")
     return "\n".join([*lines, ""])

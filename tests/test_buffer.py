@@ -52,6 +52,7 @@ class Recorder(WriteBufferHandler):
     Attributes:
         commits: the batches of each commit that took effect.
         marks: the mark of each flush, whether or not it took effect.
+        when_asked: called when the handler is asked about a point.
         before, after: called in each flush before and after it takes effect; may raise.
         refuses: whether a value is refused by a cap.
     """
@@ -63,8 +64,8 @@ class Recorder(WriteBufferHandler):
         self.commits: list[list[GroupedBatch]] = []
         self.marks: list[ProducerMark | None] = []
         self.stored: list[DataPoint] = []
-        self.asked: list[PointLike] = []
         self.forgotten: list[str] = []
+        self.when_asked: Plan = lambda: None
         self.before: Plan = lambda: None
         self.after: Plan = lambda: None
         self.refuses: Callable[[Value], bool] = lambda value: False
@@ -80,7 +81,7 @@ class Recorder(WriteBufferHandler):
 
     def validate_point(self, point: PointLike) -> DataPoint:
         """Judge as a store does that knows what was committed."""
-        self.asked.append(point)
+        self.when_asked()
         rules = PointRules()
         labels, moment, value = point
         rules.check_labels(labels)
@@ -372,14 +373,14 @@ def test_a_bulk_write_raises_a_kept_error_before_it_takes(recorder: Recorder, wa
     recorder.before = failing(1)
     buffer = WriteBuffer(recorder, points_max=3)
     buffer.write_many(points(3))
-    call = {
+    calls: dict[str, Callable[[], None]] = {
         "write_many": lambda: buffer.write_many(points(2, B)),
         "write_series": lambda: buffer.write_series(B, [1, 2], [0.0, 1.0]),
-    }[way]
+    }
     with pytest.raises(StorageError):
-        call()
+        calls[way]()
     assert buffer.pending == 3
-    call()
+    calls[way]()
     buffer.close()
     assert recorder.stored == [*points(3), *points(2, B)]
 
@@ -490,6 +491,21 @@ def test_close_commits_and_is_final(recorder: Recorder) -> None:
     assert (buffer.pending, buffer.take_pending()) == (0, [])
     assert recorder.stored == points(1)
     assert "closed" in repr(buffer)
+
+
+@pytest.mark.parametrize("way", ["write", "write_many", "write_series"])
+def test_a_close_in_the_midst_of_a_write_stands(recorder: Recorder, way: str) -> None:
+    """A write that finds the buffer closed when it comes to take its points raises."""
+    buffer = WriteBuffer(recorder, points_max=2)
+    recorder.when_asked = buffer.close
+    calls: dict[str, Callable[[], None]] = {
+        "write": lambda: buffer.write((A, 1, 0.0)),
+        "write_many": lambda: buffer.write_many(points(1)),
+        "write_series": lambda: buffer.write_series(A, [1], [0.0]),
+    }
+    with pytest.raises(NotOpenError):
+        calls[way]()
+    assert (buffer.pending, recorder.stored) == (0, [])
 
 
 def test_close_says_what_it_could_not_save(recorder: Recorder) -> None:

@@ -401,18 +401,28 @@ def test_a_delete_frees_the_kind_of_a_series(memory: MemoryEngine) -> None:
 def test_the_memory_of_series_is_bounded(
     memory: MemoryEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A buffer forgets series when it knows too many, and never those with pending points."""
+    """A buffer forgets series when it knows too many, and takes points of them as before."""
     monkeypatch.setattr(tsengine.judging, "SERIES_MAX", 4)
     with WriteBuffer(memory, points_max=10) as buffer:
-        buffer.write((A, 1, 1.0))
-        buffer.write((B, 1, "text"))
         for number in range(100):
             labels = Labels("churn", number=str(number))
-            buffer.write((labels, 1, float(number)))
-            buffer.write((labels, 2, float(number)))
-            judge = buffer._judge
-            assert len(judge.floats) + len(judge._kinds) <= 10 + 4
-            if number == 3:
-                with pytest.raises(ValueKindError):
-                    buffer.write((A, 2, "text"))
-    assert memory.count() == 202
+            for moment in (1, 2):
+                buffer.write((labels, moment, float(number)))
+                buffer.write((A, 2 * number + moment, "text"))
+            assert len(buffer._judge.floats) + len(buffer._judge._kinds) <= 10 + 4
+    assert memory.count() == 400
+
+
+def test_the_kind_of_pending_points_is_not_forgotten(
+    memory: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A series with pending points keeps its kind, however many series are forgotten."""
+    monkeypatch.setattr(tsengine.judging, "SERIES_MAX", 2)
+    with WriteBuffer(memory) as buffer:
+        buffer.write((A, 1, 1.0))
+        buffer.write_series(B, [1], ["text"])
+        for number in range(10):
+            buffer.write((Labels("more", number=str(number)), 1, 1.0))
+        for labels, value in ((A, "text"), (B, 1.0)):
+            with pytest.raises(ValueKindError, match="pending"):
+                buffer.write((labels, 2, value))

@@ -202,9 +202,18 @@ def test_what_is_no_engine_is_no_backend(install: Install) -> None:
 
 def test_two_backends_of_one_scheme_are_an_error(install: Install) -> None:
     """Which of two backends answers a scheme is not left to chance; twice the same is no two."""
-    install("toy_backend", "toy = toy_backend:Toy\nmemory = toy_backend:Toy", TOY)
+    install("toy_backend", "toy = toy_backend:Toy\nrival = toy_backend:Toy", TOY)
     install("toy_again", "toy = toy_backend:Toy", "")
+    install("toy_rival", "rival = toy_rival:Toy", TOY)
     registry._backends.cache_clear()
     tsengine.open("toy://").close()
-    with pytest.raises(ConfigurationError, match="toy_backend:Toy"):
-        tsengine.open("memory://")
+    with pytest.raises(ConfigurationError, match="toy_rival:Toy"):
+        tsengine.open("rival://")
+
+
+def test_nobody_takes_over_a_scheme_of_ours(install: Install) -> None:
+    """A backend of another package under one of our schemes is not opened by it."""
+    install("toy_backend", "memory = toy_backend:Toy", TOY)
+    registry._backends.cache_clear()
+    with tsengine.open("memory://") as engine:
+        assert type(engine).__name__ == "MemoryEngine"

@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsengine.duplicates import DuplicatePolicy
-from tsengine.errors import InvalidDataError, TimestampError, ValueKindError
+from tsengine.errors import (
+    DuplicatePointError,
+    InvalidDataError,
+    TimestampError,
+    ValueKindError,
+    ValueOverflowError,
+)
 from tsengine.model import (
+    INT64_MAX,
     GroupedBatch,
     Labels,
     PointRules,
@@ -17,7 +24,7 @@ from tsengine.model import (
     ValueKind,
     WriteReceipt,
 )
-from tsengine.staging import Staging, check_kinds, in_callers_order, receipt_of
+from tsengine.staging import Staging, check_kinds, in_callers_order, merge_groups, receipt_of
 from tsengine.testing import Column, agrees
 from tsengine.testing.operations import grouped
 from tsengine.testing.strategies import Point, array_of, columns, points
@@ -134,6 +141,101 @@ def test_kinds_are_checked_over_batches() -> None:
         check_kinds([floats, integers], lambda labels: kinds.get(labels))
     assert caught.value.indices == (1, 2, 3)
     check_kinds([floats], lambda _: None)
+
+
+def batch_of(*series: SeriesBatch) -> GroupedBatch:
+    """Put columns of one kind behind one another."""
+    return GroupedBatch(
+        [one.labels for one in series],
+        np.cumsum([0, *map(len, series)]),
+        np.concatenate([one.timestamps for one in series]),
+        np.concatenate([one.values for one in series]),
+    )
+
+
+def column_of(labels: Labels, timestamps: list[int], values: Sequence[float]) -> SeriesBatch:
+    """Make columns of one series; all integers give an int column."""
+    return SeriesBatch(labels, np.array(timestamps, np.int64), np.array(values))
+
+
+B, INTS = SERIES[1][0], SERIES[2][0]
+STORED = {
+    A: column_of(A, [1, 3, 5], [1.0, 3.0, 5.0]),
+    INTS: column_of(INTS, [1, 3], [INT64_MAX, 3]),
+}
+
+
+def stored_columns(group: SeriesBatch) -> SeriesBatch | None:
+    """Give what a store of two series holds."""
+    return STORED.get(group.labels)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_groups_are_merged_with_what_is_stored(whole: bool) -> None:
+    """Stored rows are the older ones; what the store reads beyond the range stays as it is."""
+
+    def stored(group: SeriesBatch) -> SeriesBatch | None:
+        held = STORED.get(group.labels)
+        if whole or held is None:
+            return held
+        first, last = group.timestamps[0], group.timestamps[-1]
+        inside = (held.timestamps >= first) & (held.timestamps <= last)
+        return SeriesBatch(held.labels, held.timestamps[inside], held.values[inside])
+
+    floats = batch_of(column_of(A, [3, 4, 4], [30.0, 1.0, 2.0]), column_of(B, [9], [9.0]))
+    integers = batch_of(column_of(INTS, [3], [30]))
+    merged = merge_groups([floats, integers], stored, DuplicatePolicy.SUM)
+    found = {
+        labels: list(zip(rows.timestamps.tolist(), rows.values.tolist(), strict=True))
+        for labels, rows in merged.items()
+    }
+    assert found == {
+        A: [(1, 1.0), (3, 33.0), (4, 3.0), (5, 5.0)] if whole else [(3, 33.0), (4, 3.0)],
+        B: [(9, 9.0)],
+        INTS: [(1, INT64_MAX), (3, 33)] if whole else [(3, 33)],
+    }
+
+
+def test_merged_columns_are_nobody_elses() -> None:
+    """Neither the caller's arrays nor the stored ones are in the result."""
+    batch = batch_of(column_of(A, [7], [7.0]), column_of(B, [9], [9.0]))
+    merged = merge_groups([batch], stored_columns, DuplicatePolicy.LAST)
+    assert merged.keys() == {A, B}
+    for mine in merged.values():
+        for other in (batch, STORED[A]):
+            assert not np.shares_memory(mine.timestamps, other.timestamps)
+            assert not np.shares_memory(mine.values, other.values)
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "indices"),
+    [
+        (DuplicatePolicy.ERROR, DuplicatePointError, (1, 4, 5, 6)),
+        (DuplicatePolicy.SUM, ValueOverflowError, (5,)),
+    ],
+)
+def test_refused_rows_are_named_over_all_series(
+    policy: DuplicatePolicy, error: type[InvalidDataError], indices: tuple[int, ...]
+) -> None:
+    """All offenders are named, over the batches one after the other, stored rows never."""
+    floats = batch_of(column_of(A, [2, 3, 4], [0.0, 0.0, 0.0]), column_of(B, [9, 9], [0.0, 0.0]))
+    integers = batch_of(column_of(INTS, [1, 3], [1, 1]))
+    with pytest.raises(error) as caught:
+        merge_groups([floats, integers], stored_columns, policy)
+    assert caught.value.indices == indices
+
+
+def test_other_kinds_are_refused_before_policies() -> None:
+    """Values of another kind than a series holds are named, listed without rows or not."""
+    empty = SeriesBatch(B, np.array([], np.int64), np.array([], np.int64))
+    floats = batch_of(column_of(A, [1], [1.0]), column_of(B, [1, 2], [1.0, 2.0]))
+    with pytest.raises(ValueKindError, match="holds int") as caught:
+        merge_groups(
+            [floats],
+            lambda group: empty if group.labels == B else stored_columns(group),
+            DuplicatePolicy.ERROR,
+        )
+    assert caught.value.indices == (1, 2)
 
 
 def test_receipts_are_translated_to_the_callers_order() -> None:

@@ -13,7 +13,6 @@ from tsengine.backends.memory import MemoryEngine
 from tsengine.engine import Engine
 from tsengine.testing import state_machine
 
-
 pytestmark = pytest.mark.timeout(600)  # a failure is shrunk for up to five minutes
 
 

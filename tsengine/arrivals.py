@@ -60,8 +60,11 @@ class Columns:
 
     def entries(self, first: Labels, points_max: int) -> list[object]:
         """Give these as entries of at most `points_max` points."""
+        count = len(self)
+        if 0 < count <= points_max:
+            return [first, count, self]
         entries: list[object] = []
-        for start in range(0, len(self), points_max):
+        for start in range(0, count, points_max):
             rows = slice(start, start + points_max)
             labels = None if self.labels is None else self.labels[rows]
             part = Columns(self.kind, labels, self.timestamps[rows], self.values[rows])
@@ -258,4 +261,4 @@ def _grouped(
 ) -> tuple[GroupedBatch, Int64Array]:
     order, _, offsets = group_order(_ranks(labels))
     names: Sequence[Labels] = labels[order[offsets[:-1]]].tolist()
-    return GroupedBatch(names, offsets, timestamps[order], values[order]), order
+    return GroupedBatch(names, offsets, timestamps[order], values[order], judged=True), order

@@ -400,16 +400,19 @@ class WriteBuffer:
         """Commit the oldest points, first those of a commit that failed; count them."""
         if self._sequence is None:
             self._sequence = self._last_sequence()
-        departing = self._departing
-        if departing is None:
-            departing = depart(self._entries, self._points_max)
-            if departing is None:
-                return 0, _NOTHING
-            self._departing = departing
         with self._state_lock:
-            self._limit = self._pending_max  # the others go on filling
+            self._limit = self._pending_max  # the others go on filling, and nothing slows them
             self._set_room_locked()
         try:
+            departing = self._departing
+            if departing is None:
+                departing = depart(self._entries, self._points_max)
+            if departing is None:
+                with self._state_lock:
+                    self._limit = self._points_max
+                    self._set_room_locked()
+                return 0, _NOTHING
+            self._departing = departing
             receipt = self._hand_over(departing, ProducerMark(self.producer, self._sequence + 1))
         except BaseException:
             with self._state_lock:

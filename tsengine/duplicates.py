@@ -41,6 +41,8 @@ class DuplicatePolicy(enum.StrEnum):
         return self is DuplicatePolicy.ERROR
 
 
+_ONE_MORE: Final = np.ones(1, bool)
+
 _NUMERIC: Final = frozenset({DuplicatePolicy.MIN, DuplicatePolicy.MAX, DuplicatePolicy.SUM})
 
 
@@ -92,9 +94,17 @@ def fold(
         DuplicatePointError: the policy is `error` and two rows are equal.
         ValueOverflowError: the policy is `sum` and an int64 sum overflows.
     """
-    starts = distinct_starts(timestamps)
-    if starts is None:
+    if len(timestamps) < 2:  # a pair is what can be equal
         return timestamps, values
+    distinct = timestamps[1:] != timestamps[:-1]
+    if distinct.all():
+        return timestamps, values
+    if policy is DuplicatePolicy.LAST or policy is DuplicatePolicy.FIRST:
+        # Most stores have one of these two: a mask does it in half the time of row numbers.
+        ends = [distinct, _ONE_MORE] if policy is DuplicatePolicy.LAST else [_ONE_MORE, distinct]
+        kept = np.concatenate(ends)
+        return timestamps[kept], values[kept]
+    starts = np.flatnonzero(np.concatenate([_ONE_MORE, distinct]))
     return timestamps[starts], fold_values(starts, values, policy)
 
 
@@ -114,7 +124,7 @@ def fold_values(starts: Int64Array, values: ValueArray, policy: DuplicatePolicy)
         ValueOverflowError: an int64 sum overflows; `indices` names the rows of each
             such key.
     """
-    ends = np.append(starts[1:], len(values))
+    ends: Int64Array = np.append(starts[1:], len(values))
     if policy is DuplicatePolicy.LAST:
         return values[ends - 1]
     if policy is DuplicatePolicy.FIRST:
@@ -122,7 +132,8 @@ def fold_values(starts: Int64Array, values: ValueArray, policy: DuplicatePolicy)
     if policy is DuplicatePolicy.ERROR:
         repeated = np.setdiff1d(np.arange(len(values)), starts, assume_unique=True)
         raise DuplicatePointError(
-            f"{len(repeated)} points repeat a series and timestamp of their batch",
+            f"{len(repeated)} points repeat a series and timestamp, which "
+            "duplicate_policy='error' refuses",
             indices=repeated.tolist(),
         )
     if values.dtype == np.int64:

@@ -255,8 +255,8 @@ class Engine(WriteBufferHandler):
             The receipt; its indices are rows over the batches one after the other.
 
         Raises:
-            ValueKindError: a series holds another kind (`staging.check_kinds` tells);
-                indices as above. Policy errors likewise. Nothing is stored then.
+            ValueKindError: a series holds another kind; indices as above. Policy errors
+                likewise (`staging.merge_groups` raises both). Nothing is stored then.
         """
 
     @abstractmethod
@@ -561,7 +561,12 @@ class Engine(WriteBufferHandler):
             raise UnsupportedError(f"{type(self).__name__} does not support {capability.value}")
 
     def _adopt_options(self, options: StoreOptions) -> None:
-        """Go by these options: those given, or those the store was created with."""
+        """Go by these options: those given, or those the store was created with.
+
+        Raises:
+            StoreOptionError: an option was given and differs.
+        """
+        options.check_agreement(self.options, self._store_options_given, repr(self.location))
         self.options = options
         self.rules = options.rules(self._clock_ns)
         self.validates_every_point = options.future_max is not None

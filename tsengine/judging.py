@@ -215,10 +215,11 @@ class Judge:
         """
         if self._known_kind(labels) is kind:
             return
-        rules = PointRules(min_timestamp=self._handler.timestamp_min)
+        earliest = self._handler.timestamp_min
         with self._lock:
-            self._rules = rules  # anew, as a store knows its options only once it is open
-            self.earliest = rules.min_timestamp
+            if earliest != self.earliest:  # a store knows its options only once it is open
+                self._rules = PointRules(min_timestamp=earliest)
+                self.earliest = earliest
             known = self._known_kind(labels)
             if known is not None and known is not kind:
                 if labels in series_of(self._entries) or labels in series_of(before or []):

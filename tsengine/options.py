@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from tsengine.duplicates import DuplicatePolicy
-from tsengine.errors import InvalidDataError, UnknownOptionError
+from tsengine.errors import InvalidDataError, StoreOptionError, UnknownOptionError
 from tsengine.model import INT64_MAX, INT64_MIN, PointRules, ValueKind, duration, timestamp
 
 Converter: TypeAlias = Callable[[object], object]
@@ -139,6 +139,25 @@ class StoreOptions:
     def rules(self, clock_ns: Callable[[], int] = time.time_ns) -> PointRules:
         """Give the rules for points that follow from these options."""
         return PointRules(self.min_timestamp, self.future_max, self.integers, clock_ns)
+
+    def check_agreement(self, wanted: StoreOptions, given: Collection[str], store: object) -> None:
+        """Check that a store of these options is what somebody who opens it asked for.
+
+        Args:
+            wanted: the options of who opens it.
+            given: names of those among them that were given and are not just defaults.
+            store: how the message names the store.
+
+        Raises:
+            StoreOptionError: one that was given differs; names both values.
+        """
+        have, want = self.to_dict(), wanted.to_dict()
+        for name in sorted(given):
+            if have[name] != want[name]:
+                raise StoreOptionError(
+                    f"{store} was created with {name}={have[name]!r}, not {want[name]!r}; open it "
+                    "with that or without the option"
+                )
 
     def to_dict(self) -> dict[str, str | int | None]:
         """Give the options as plain values, to be stored."""

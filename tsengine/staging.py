@@ -4,6 +4,9 @@ A `Staging` gathers the writes of one call or one thread. It judges every point 
 rules of the store, and gives the batches of one commit: one `GroupedBatch` per value kind,
 each series once, rows sorted by time, together with the caller's position of each row so
 that receipts and errors speak of what the caller gave.
+
+The functions after it serve the other side of a commit: `merge_groups` and `receipt_of` are
+most of what a simple backend needs to store what a staging gave.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.duplicates import DuplicatePolicy, check_policy_kind
+from tsengine.duplicates import DuplicatePolicy, check_policy_kind, fold
 from tsengine.errors import BatchShapeError, InvalidDataError, ValueKindError
 from tsengine.grouping import group_numbers, group_order, sort_by_time
 from tsengine.model import (
@@ -25,6 +28,7 @@ from tsengine.model import (
     Labels,
     PointLike,
     PointRules,
+    SeriesBatch,
     Value,
     ValueArray,
     ValueKind,
@@ -67,6 +71,7 @@ class Staging:
         self._policy = policy
         self._kind_of = kind_of
         self._kinds: dict[Labels, ValueKind] = {}
+        self._batched: list[tuple[Sequence[Labels], ValueKind]] = []  # not in _kinds yet
         self._points: list[tuple[Labels, int, Value]] = []
         self._chunks: list[_Chunk] = []
         self._rows = 0
@@ -119,18 +124,19 @@ class Staging:
             InvalidDataError: labels, timestamps or values are not valid; `indices` are rows.
         """
         self._close_chunk()
-        _check_shape(batch)
-        self._rules.check_distinct_labels(batch.labels)
-        self._rules.check_timestamps(batch.timestamps)
+        if not batch.judged:
+            _check_shape(batch)
+            self._rules.check_distinct_labels(batch.labels)
+            self._rules.check_timestamps(batch.timestamps)
         parts = self._split_by_kind(batch)
         for part, rows in parts:
             try:
-                check_policy_kind(self._policy, _kind_of_column(part.values))
+                check_policy_kind(self._policy, kind_of_column(part.values))
             except ValueKindError as error:
                 error.indices = tuple(range(len(part)) if rows is None else rows.tolist())
                 raise
         for part, rows in parts:
-            self._kinds.update(dict.fromkeys(part.labels, _kind_of_column(part.values)))
+            self._batched.append((part.labels, kind_of_column(part.values)))
             part, order = sort_by_time(part)
             positions = rows if order is None else (order if rows is None else rows[order])
             self._chunks.append(_Chunk(part, self._rows, positions))
@@ -155,8 +161,19 @@ class Staging:
             return batches, None
         return batches, np.concatenate([chunk.positions() for chunk in merged])
 
+    def _staged_kinds(self) -> dict[Labels, ValueKind]:
+        """Give the kinds of the series staged so far.
+
+        Those of batches are noted only when something follows them: mostly nothing does, and
+        it would cost a tenth of a flush.
+        """
+        while self._batched:
+            names, kind = self._batched.pop()
+            self._kinds.update(dict.fromkeys(names, kind))
+        return self._kinds
+
     def _known_kind(self, labels: Labels) -> ValueKind | None:
-        known = self._kinds.get(labels)
+        known = self._staged_kinds().get(labels)
         return self._kind_of(labels) if known is None else known
 
     def _split_by_kind(self, batch: GroupedBatch) -> list[tuple[GroupedBatch, Int64Array | None]]:
@@ -203,10 +220,11 @@ class Staging:
 
     def _check_staged_floats(self, batch: GroupedBatch) -> None:
         """Refuse a column of floats for series that were staged with another kind."""
+        kinds = self._staged_kinds()
         wrong: list[int] = []
         first = ""
-        for index, labels in enumerate(batch.labels if self._kinds else ()):
-            kind = self._kinds.get(labels, ValueKind.FLOAT)
+        for index, labels in enumerate(batch.labels if kinds else ()):
+            kind = kinds.get(labels, ValueKind.FLOAT)
             if kind is not ValueKind.FLOAT:
                 first = first or f"{labels.id} holds {kind.name.lower()}, the values are float"
                 wrong.extend(range(int(batch.offsets[index]), int(batch.offsets[index + 1])))
@@ -280,7 +298,7 @@ def check_kinds(batches: Sequence[GroupedBatch], kind_of: KindLookup) -> None:
     message = ""
     base = 0
     for batch in batches:
-        kind = _kind_of_column(batch.values)
+        kind = kind_of_column(batch.values)
         bounds = batch.offsets.tolist()
         for index, labels in enumerate(batch.labels):
             known = kind_of(labels)
@@ -292,6 +310,59 @@ def check_kinds(batches: Sequence[GroupedBatch], kind_of: KindLookup) -> None:
         base += len(batch)
     if wrong:
         raise ValueKindError(message, indices=wrong)
+
+
+def merge_groups(
+    batches: Sequence[GroupedBatch],
+    stored: Callable[[SeriesBatch], SeriesBatch | None],
+    policy: DuplicatePolicy,
+) -> dict[Labels, SeriesBatch]:
+    """Merge the batches of a commit with what is stored, for backends that rewrite columns.
+
+    It takes the memory of all that it reads and gives, and changes nothing: a backend stores
+    the result at once, and lets no other commit come between.
+
+    Args:
+        batches: what `Engine._commit` was given.
+        stored: gives what a series holds, all of it or at least its rows from the first to
+            the last timestamp of the batch: timestamps strictly increasing, the dtype that of
+            the series' kind even where no row is there; None where the series is not listed.
+        policy: the store's duplicate policy.
+
+    Returns:
+        For each series of the batches what `stored` gave and its new rows as one: timestamps
+        strictly increasing, arrays that nobody else refers to.
+
+    Raises:
+        ValueKindError: some series hold another kind.
+        DuplicatePointError, ValueOverflowError: the policy refuses rows.
+            `indices` are, for each of the three, rows over the batches one after the other.
+    """
+    groups = [group for batch in batches for group in batch.groups()]
+    held = {group.labels: older for group in groups if (older := stored(group)) is not None}
+    kinds = {labels: kind_of_column(older.values) for labels, older in held.items()}
+    check_kinds(batches, kinds.get)
+    merged: dict[Labels, SeriesBatch] = {}
+    first: InvalidDataError | None = None
+    wrong: list[int] = []
+    base = 0
+    for group in groups:
+        before = held.get(group.labels, _no_rows(group))
+        timestamps = np.concatenate([before.timestamps, group.timestamps])
+        values: ValueArray = np.concatenate([before.values, group.values])
+        order = np.argsort(timestamps, kind="stable")  # of equal ones the stored row stays first
+        try:
+            columns = fold(timestamps[order], values[order], policy)
+        except InvalidDataError as error:
+            first = first or type(error)(f"{group.labels.id}: {error}")
+            own = order[list(error.indices)] - len(before)  # negative are the stored rows
+            wrong.extend((own[own >= 0] + base).tolist())
+        else:
+            merged[group.labels] = SeriesBatch(group.labels, *columns)
+        base += len(group)
+    if first is not None:
+        raise type(first)(str(first), indices=wrong)
+    return merged
 
 
 def in_callers_order(receipt: WriteReceipt, positions: Int64Array | None) -> WriteReceipt:
@@ -317,17 +388,26 @@ def receipt_of(
     return WriteReceipt(submitted, submitted - refused, refused, evicted, reasons, indices)
 
 
+def kind_of_column(values: ValueArray) -> ValueKind:
+    """Give the kind that a column as it is stored holds, by its dtype.
+
+    Raises:
+        BatchShapeError: the dtype is that of no kind.
+    """
+    for kind in ValueKind:
+        if values.dtype == kind.dtype:
+            return kind
+    raise BatchShapeError(f"values of dtype {values.dtype} are of no kind")
+
+
 def _kind_of_stored(value: Value) -> ValueKind:
     if type(value) is float:
         return ValueKind.FLOAT
     return ValueKind.INT if type(value) is int else ValueKind.OBJECT
 
 
-def _kind_of_column(values: ValueArray) -> ValueKind:
-    for kind in ValueKind:
-        if values.dtype == kind.dtype:
-            return kind
-    raise BatchShapeError(f"values of dtype {values.dtype} are of no kind")
+def _no_rows(group: SeriesBatch) -> SeriesBatch:
+    return SeriesBatch(group.labels, group.timestamps[:0], group.values[:0])
 
 
 def _check_shape(batch: GroupedBatch) -> None:

@@ -67,12 +67,15 @@ class GroupedBatch:
         timestamps: int64[n], nanoseconds, in any order within a series; of equal ones the
             later row is the newer write.
         values: float64[n], int64[n] or object[n].
+        judged: set by who has judged every point by the rules of the store it is for, and
+            made the columns itself, as a WriteBuffer does: it saves a second look.
     """
 
     labels: Sequence[Labels]
     offsets: Int64Array
     timestamps: Int64Array
     values: ValueArray
+    judged: bool = False
 
     def __len__(self) -> int:
         return len(self.timestamps)

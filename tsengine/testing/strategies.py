@@ -222,7 +222,9 @@ def values(kind: ValueKind) -> st.SearchStrategy[object]:
 @functools.cache
 def bad_values() -> st.SearchStrategy[object]:
     """What no kind carries."""
-    return st.sampled_from((None, {1: "x"}, {"a": {2: 3}}, 2**64 + 1, -(2**1100), object, 1j, {1, 2}))
+    return st.sampled_from(
+        (None, {1: "x"}, {"a": {2: 3}}, 2**64 + 1, -(2**1100), object, 1j, {1, 2})
+    )
 
 
 # Writes

@@ -8,14 +8,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from tsengine.duplicates import fold
 from tsengine.engine import Capability, Engine, EngineStats, is_unbounded
-from tsengine.errors import InvalidDataError, StoreOptionError, StorePathError
+from tsengine.errors import StoreOptionError, StorePathError
 from tsengine.model import (
     GroupedBatch,
     Labels,
@@ -28,7 +28,7 @@ from tsengine.model import (
 )
 from tsengine.options import StoreOptions
 from tsengine.selectors import Selector
-from tsengine.staging import check_kinds, receipt_of
+from tsengine.staging import kind_of_column, merge_groups, receipt_of
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -58,7 +58,7 @@ class SqliteEngine(Engine):
             raise StorePathError(f"{self.location!r} cannot hold a store: {error}") from error
         try:
             self._db.executescript(_SCHEMA)
-            self._agree_on_options()
+            self._adopt_stored_options()
         except sqlite3.Error as error:
             self._db.close()
             raise StorePathError(f"{self.location!r} holds no store: {error}") from error
@@ -66,16 +66,13 @@ class SqliteEngine(Engine):
             self._db.close()
             raise
 
-    def _agree_on_options(self) -> None:
-        given, row = self.options.to_dict(), self._db.execute("SELECT * FROM store").fetchone()
+    def _adopt_stored_options(self) -> None:
+        row = self._db.execute("SELECT options FROM store").fetchone()
         if row is None:
-            self._db.execute("INSERT INTO store VALUES (?)", (json.dumps(given),))
-            return
-        stored = json.loads(row[0])
-        for name in self._store_options_given:
-            if given[name] != stored[name]:
-                raise StoreOptionError(f"{name} is {stored[name]!r} here, not {given[name]!r}")
-        self._adopt_options(StoreOptions.from_dict(stored))
+            text = json.dumps(self.options.to_dict())
+            self._db.execute("INSERT INTO store VALUES (?)", (text,))
+        else:
+            self._adopt_options(StoreOptions.from_dict(json.loads(row[0])))
 
     def _close(self) -> None:
         with self._lock:
@@ -99,46 +96,29 @@ class SqliteEngine(Engine):
         return None if row is None else ValueKind(row[0])
 
     def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
-        failure: InvalidDataError | None = None
-        wrong: list[int] = []
-        rows = 0
         with self._transaction():
-            check_kinds(batches, self._kind)
-            for group in (group for batch in batches for group in batch.groups()):
-                try:
-                    self._store(group)
-                except InvalidDataError as error:
-                    failure = failure or error
-                    wrong += [rows + index for index in error.indices]
-                rows += len(group)
-            if failure is not None:
-                failure.indices = tuple(wrong)
-                raise failure
+            merged = merge_groups(batches, self._stored, self.options.duplicate_policy)
+            for columns in merged.values():
+                self._store(columns)
         self._written = time.time_ns()
-        return receipt_of(rows, {})
+        return receipt_of(sum(map(len, batches)), {})
 
-    def _store(self, group: SeriesBatch) -> None:
-        name, kind = group.labels.id, _kind_of(group)
+    def _stored(self, group: SeriesBatch) -> SeriesBatch | None:
+        kind = self._kind(group.labels)
         first, last = int(group.timestamps[0]), int(group.timestamps[-1])
-        stored_times, stored_values = _read(self._db, name, kind, first, last)
-        times = np.concatenate([stored_times, group.timestamps])
-        values = np.concatenate([stored_values, group.values])
-        order = np.argsort(times, kind="stable")  # stored rows are older, so they stand first
-        try:
-            times, values = fold(times[order], values[order], self.options.duplicate_policy)
-        except InvalidDataError as error:
-            own = order[list(error.indices)] - len(stored_times)
-            error.indices = tuple(own[own >= 0].tolist())
-            raise
-        text = json.dumps(dict(group.labels))
+        return None if kind is None else _read(self._db, group.labels, kind, first, last)
+
+    def _store(self, columns: SeriesBatch) -> None:
+        name, kind = columns.labels.id, kind_of_column(columns.values)
+        text = json.dumps(dict(columns.labels))
         self._db.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?)", (name, text, kind))
         if kind is ValueKind.OBJECT:
-            blobs = [pack_object(value) for value in values]
+            blobs = [pack_object(value) for value in columns.values]
         else:
-            blobs = [value.tobytes() for value in values]
+            blobs = [value.tobytes() for value in columns.values]
         self._db.executemany(
             "INSERT OR REPLACE INTO points VALUES (?, ?, ?)",
-            [(name, moment, blob) for moment, blob in zip(times.tolist(), blobs, strict=True)],
+            zip(repeat(name), columns.timestamps.tolist(), blobs),
         )
 
     def _matching(
@@ -157,9 +137,9 @@ class SqliteEngine(Engine):
         with contextlib.closing(self._connect()) as db:  # its own, which pins a snapshot
             db.execute("BEGIN")
             for labels, kind in self._matching(db, selector):
-                times, values = _read(db, labels.id, kind, start, end - 1)
-                if len(times):
-                    yield SeriesBatch(labels, times, values)
+                columns = _read(db, labels, kind, start, end - 1)
+                if len(columns):
+                    yield columns
 
     def _delete(self, selector: Selector, start: int, end: int) -> int:
         with self._transaction():
@@ -179,15 +159,11 @@ class SqliteEngine(Engine):
         return EngineStats(points, True, series, size, self._written)
 
 
-def _kind_of(group: SeriesBatch) -> ValueKind:
-    return next(kind for kind in ValueKind if kind.dtype == group.values.dtype)
-
-
 def _read(
-    db: sqlite3.Connection, name: str, kind: ValueKind, first: int, last: int
-) -> tuple[np.ndarray, np.ndarray]:
+    db: sqlite3.Connection, labels: Labels, kind: ValueKind, first: int, last: int
+) -> SeriesBatch:
     rows = db.execute(
-        f"SELECT time, value {_IN_RANGE} ORDER BY time", (name, first, last)
+        f"SELECT time, value {_IN_RANGE} ORDER BY time", (labels.id, first, last)
     ).fetchall()
     times = np.array([moment for moment, _ in rows], dtype=np.int64)
     values = np.empty(len(rows), dtype=kind.dtype)
@@ -196,4 +172,4 @@ def _read(
             values[index] = unpack_object(blob)
     else:
         values[:] = np.frombuffer(b"".join(blob for _, blob in rows), dtype=kind.dtype)
-    return times, values
+    return SeriesBatch(labels, times, values)

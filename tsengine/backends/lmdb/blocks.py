@@ -8,7 +8,6 @@ docs/design/lmdb_layout.md.
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from itertools import pairwise
@@ -410,17 +409,17 @@ def _statistics(kind: ValueKind, values: ValueArray) -> tuple[int, tuple[bytes, 
         total = _sum_integers(cast("Int64Array", values))
         extremes = (values.min().tobytes(), values.max().tobytes())
         return 0, (first, last, *extremes, total.to_bytes(16, "little", signed=True))
-    nan_count = int(np.isnan(values).sum())
     with np.errstate(invalid="ignore", over="ignore"):
-        numbers = values[~np.isnan(values)] if nan_count else values
-        if not len(numbers):
-            return nan_count, (first, last, first, first, _NONE * 2)
-        # Long double holds 11 bits more than a double: they go to the second half.
-        total = numbers.sum(dtype=np.longdouble)
-        high = float(total)
-        low = float(total - np.longdouble(high)) if math.isfinite(high) else 0.0
-    extremes = (numbers.min().tobytes(), numbers.max().tobytes())
-    return nan_count, (first, last, *extremes, struct.pack("<dd", high, low))
+        lowest, nan_count, numbers = values.min(), 0, values
+        if lowest != lowest:  # the minimum is NaN where any value is
+            numbers = values[~np.isnan(values)]
+            nan_count = len(values) - len(numbers)
+            if not len(numbers):
+                return nan_count, (first, last, first, first, _NONE * 2)
+            lowest = numbers.min()
+        total = numbers.sum()
+    extremes = (lowest.tobytes(), numbers.max().tobytes())
+    return nan_count, (first, last, *extremes, struct.pack("<dd", total, 0.0))
 
 
 def _sum_integers(values: Int64Array) -> int:

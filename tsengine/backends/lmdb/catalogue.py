@@ -61,6 +61,12 @@ class NumberCache:
     epoch: int
     numbers: dict[Labels, int] = field(default_factory=dict)
 
+    def add_all(self, labels: Sequence[Labels], numbers: range) -> None:
+        """Remember series that were just committed."""
+        if len(self.numbers) + len(labels) > NUMBERS_MAX:
+            self.numbers.clear()
+        self.numbers.update(zip(labels, numbers, strict=True))
+
     def add(self, labels: Labels, number: int) -> None:
         """Remember a committed series."""
         if len(self.numbers) >= NUMBERS_MAX:
@@ -152,20 +158,22 @@ class Catalogue:
         """
         first = next_series + (kind << KIND_SHIFT)
         numbers = range(first, first + len(newcomers))
-        names, rows, postings = [], [], []
-        keys: dict[tuple[str, str], bytes] = {}
+        names, rows = [], []
+        having: dict[tuple[str, str], list[bytes]] = {}
         for labels, number in zip(newcomers, numbers, strict=True):
             packed = pack_u64(number)
             names.append((text_key(labels.id), packed))
             texts = labels.texts
             rows.append((packed, msgpack.packb(texts)))
             for pair in zip(texts[::2], texts[1::2], strict=True):
-                key = keys.get(pair)
-                if key is None:  # series share most of their labels
-                    key = keys[pair] = posting_key(*pair)
-                postings.append((key, packed))
+                numbers_having = having.get(pair)
+                if numbers_having is None:
+                    having[pair] = [packed]
+                else:
+                    numbers_having.append(packed)
         names.sort()
-        postings.sort()
+        keys = sorted((posting_key(*pair), pair) for pair in having)
+        postings = [(key, packed) for key, pair in keys for packed in having[pair]]
         # LMDB goes down its tree once a key; sorted keys find their pages warm.
         transaction.cursor(self._names).putmulti(names)
         transaction.cursor(self._series).putmulti(rows, append=False)

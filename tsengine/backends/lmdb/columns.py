@@ -38,6 +38,12 @@ class Columns:
     def __len__(self) -> int:
         return len(self.timestamps)
 
+    def copy(self) -> Columns:
+        """Give columns that share no memory with these."""
+        return Columns(
+            self.series.copy(), self.offsets.copy(), self.timestamps.copy(), self.values.copy()
+        )
+
     def row_series(self) -> Int64Array:
         """Give each row its series number: int64[n]."""
         return np.repeat(self.series, np.diff(self.offsets))
@@ -94,7 +100,8 @@ def combine(pieces: Sequence[Columns], policy: DuplicatePolicy) -> Columns:
     order = _stable_order(pieces, row_series)
     if order is not None:
         row_series, timestamps, values = row_series[order], timestamps[order], values[order]
-    falls = (timestamps[1:] < timestamps[:-1]) & (row_series[1:] == row_series[:-1])
+    falls = timestamps[1:] < timestamps[:-1]
+    falls &= row_series[1:] == row_series[:-1]
     if falls.any():
         order = np.lexsort((timestamps, row_series))
         row_series, timestamps, values = row_series[order], timestamps[order], values[order]
@@ -107,7 +114,8 @@ def combine(pieces: Sequence[Columns], policy: DuplicatePolicy) -> Columns:
 
 def fold_columns(columns: Columns, policy: DuplicatePolicy) -> Columns:
     """Fold rows of equal series and time in sorted columns."""
-    if len(columns.series) == len(columns):
+    timestamps = columns.timestamps
+    if not (timestamps[1:] == timestamps[:-1]).any():  # the common case, and cheap to tell
         return columns
     row_series = columns.row_series()
     starts = distinct_starts(columns.timestamps, row_series)

@@ -22,6 +22,7 @@ import lmdb
 from tsengine.errors import (
     CorruptionError,
     FormatVersionError,
+    NotOpenError,
     SnapshotExpiredError,
     StorageError,
     StorageFullError,
@@ -104,9 +105,11 @@ class Environment:
         self._table_names = tuple(tables)
         _prepare_directory(path, read_only=read_only)
         self._locks: list[int] = []
-        self._gate = threading.Condition()  # guards _readers and _growing
+        self._gate_lock = threading.Lock()  # guards _readers, _shut and _closed
+        self._gate = threading.Condition(self._gate_lock)  # waited at by those shut out
         self._readers = 0
-        self._growing = False
+        self._shut = False
+        self._closed = False
         self._write_lock = threading.Lock()  # guards LMDB's one write transaction
         try:
             self._take_locks()
@@ -124,8 +127,8 @@ class Environment:
 
     def close(self) -> None:
         """Close, waiting for the transactions of this process to end."""
-        with self._write_lock, self._gate:
-            self._gate.wait_for(lambda: self._readers == 0)
+        with self._write_lock, self._alone():
+            self._closed = True
             self._lmdb.close()
         self._release_locks()
 
@@ -152,10 +155,13 @@ class Environment:
                 it changes nothing but the transaction.
 
         Raises:
+            NotOpenError: the environment was closed.
             StorageFullError: the disk is full; nothing was committed.
             StorageError: the commit failed; its outcome is unknown.
         """
         with self._write_lock:
+            with self._gate_lock:
+                self._check_open_locked()
             while True:
                 try:
                     with self._lmdb.begin(write=True, buffers=True) as transaction:
@@ -218,8 +224,7 @@ class Environment:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return "another process is reading the store"
-            with self._write_lock, self._gate:
-                self._gate.wait_for(lambda: self._readers == 0)  # the lock keeps new ones out
+            with self._write_lock, self._alone():
                 self._swap_in_copy()
                 with self._lmdb.begin(buffers=True) as transaction:
                     reopened(transaction)
@@ -250,9 +255,10 @@ class Environment:
         return int(self._lmdb.reader_check())
 
     def _begin_read(self) -> lmdb.Transaction:
-        with self._gate:
-            while self._growing:
+        with self._gate_lock:
+            while self._shut:
                 self._gate.wait()
+            self._check_open_locked()
             self._readers += 1
         try:
             return self._lmdb.begin(buffers=True)
@@ -271,10 +277,14 @@ class Environment:
             raise translate(error, self.path) from error
 
     def _end_read(self) -> None:
-        with self._gate:
+        with self._gate_lock:
             self._readers -= 1
-            if self._readers == 0:
+            if self._shut and not self._readers:
                 self._gate.notify_all()
+
+    def _check_open_locked(self) -> None:
+        if self._closed:  # by another thread, after the call that is under way had begun
+            raise NotOpenError(f"{self.path} was closed")
 
     def _resize_map(self, size: int) -> None:
         """Grow the map to `size`, 0 for what another process made it; the writer lock is held.
@@ -282,15 +292,22 @@ class Environment:
         Remapping under a live reader would be a SIGBUS: new ones wait at the gate, and the
         last of the old ones opens it.
         """
-        with self._gate:
-            self._growing = True
+        with self._alone():
             try:
-                self._gate.wait_for(lambda: self._readers == 0)
                 self._lmdb.set_mapsize(size)
             except lmdb.Error as error:
                 raise translate(error, self.path) from error
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Shut the gate and wait for the readers to leave; the writer lock is held."""
+        with self._gate_lock:
+            self._shut = True
+            try:
+                self._gate.wait_for(lambda: self._readers == 0)
+                yield
             finally:
-                self._growing = False
+                self._shut = False
                 self._gate.notify_all()
 
     def _open_tables(self) -> None:

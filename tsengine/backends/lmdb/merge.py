@@ -94,11 +94,13 @@ class Totals:
 
     def add(self, columns: Columns, size: int) -> None:
         """Count a block."""
+        timestamps = columns.timestamps
+        is_one = len(columns.series) == 1
         self.blocks += 1
         self.rows += len(columns)
         self.size += size
-        self.t_min = min(self.t_min, int(columns.timestamps.min()))
-        self.t_max = max(self.t_max, int(columns.timestamps.max()))
+        self.t_min = min(self.t_min, int(timestamps[0] if is_one else timestamps.min()))
+        self.t_max = max(self.t_max, int(timestamps[-1] if is_one else timestamps.max()))
         self.series_first = min(self.series_first, int(columns.series[0]))
         self.series_last = max(self.series_last, int(columns.series[-1]))
 

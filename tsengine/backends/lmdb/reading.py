@@ -56,20 +56,43 @@ class Shelf:
         self._series: list[int] | None = None
         self._bounds: list[int] = []
 
-    def find(self, number: int) -> tuple[int, int] | None:
-        """Give the bounds of the rows of a series, None for none."""
+    def take(self, number: int, start: int, end: int, is_whole: bool) -> Piece | None:
+        """Give the rows of a series in a range, as views.
+
+        Args:
+            number: which series.
+            start: first timestamp.
+            end: one past the last timestamp.
+            is_whole: whether all rows here are known to lie in the range.
+        """
         columns = self.columns
         series = self._series
         if series is None:
-            if len(columns.series) > LISTED_SERIES_MAX:
-                return _rows_of(columns, number)
-            # Two threads may both do this: the lists are equal, and are set in this order.
-            self._bounds = columns.offsets.tolist()
-            series = self._series = columns.series.tolist()
-        place = bisect_left(series, number)
-        if place == len(series) or series[place] != number:
-            return None
-        return self._bounds[place], self._bounds[place + 1]
+            series = self._list_series()
+        if series:
+            place = bisect_left(series, number)
+            if place == len(series) or series[place] != number:
+                return None
+            first, last = self._bounds[place], self._bounds[place + 1]
+        else:
+            rows = _rows_of(columns, number)
+            if rows is None:
+                return None
+            first, last = rows
+        if is_whole:
+            return columns.timestamps[first:last], columns.values[first:last]
+        return _cut(columns, first, last, start, end)
+
+    def _list_series(self) -> list[int]:
+        """List the series, where that pays; else give an empty list."""
+        # Two threads may both do this: the lists are equal, and are set in this order.
+        if len(self.columns.series) > LISTED_SERIES_MAX:
+            series = []
+        else:
+            self._bounds = self.columns.offsets.tolist()
+            series = self.columns.series.tolist()
+        self._series = series
+        return series
 
 
 class BlockReader:
@@ -118,16 +141,26 @@ class BlockReader:
         The columns are the caller's own, but for objects, which are bytes still.
         """
         cursor = transaction.cursor(self._environment.tables[BLOCKS])
+        kind = number >> KIND_SHIFT
+        deletes = manifest.deletes
         pieces: list[Piece] = []
         for run in manifest.runs:
-            if (
-                run.t_min >= end
-                or run.t_max < start
-                or not run.series_first <= number <= run.series_last
-            ):
+            t_min, t_max = run.t_min, run.t_max
+            if t_min >= end or t_max < start:
                 continue
-            found = self._pieces(cursor, run, number, start, end)
-            if manifest.deletes:
+            if not run.series_first <= number <= run.series_last:
+                continue
+            is_whole = start <= t_min and t_max < end
+            recent = self._recent.get(run.number)
+            if recent is None:
+                found = self._pieces(cursor, run, number, start, end, is_whole)
+            else:
+                shelf = recent.get(kind)
+                piece = None if shelf is None else shelf.take(number, start, end, is_whole)
+                if piece is None:
+                    continue
+                found = [piece]
+            if deletes:
                 found = _without_deleted(found, manifest, run, number)
             pieces += found
         return combine_series(pieces, policy)
@@ -257,15 +290,9 @@ class BlockReader:
         return [*edges, end]
 
     def _pieces(
-        self, cursor: lmdb.Cursor, run: Run, number: int, start: int, end: int
+        self, cursor: lmdb.Cursor, run: Run, number: int, start: int, end: int, is_whole: bool
     ) -> list[Piece]:
         """Give the rows that a run has of a series in a range, a piece a block."""
-        is_whole = start <= run.t_min and run.t_max < end
-        recent = self._recent.get(run.number)
-        if recent is not None:
-            shelf = recent.get(number >> KIND_SHIFT)
-            piece = None if shelf is None else _take(shelf, number, start, end, is_whole)
-            return [] if piece is None else [piece]
         pieces: list[Piece] = []
         found = _seek(cursor, run, number, start)
         while found:
@@ -294,11 +321,13 @@ class BlockReader:
             if header.segments == 1:
                 self._verify(key, block)
                 columns = decode(key, block, header)
-                return _cut(columns, 0, len(columns), start, end, is_whole)
+                if is_whole:
+                    return columns.timestamps, columns.values
+                return _cut(columns, 0, len(columns), start, end)
             shelf = self._shelve(key, block, header)
         elif shelf.last_row < (number, start):
             return None
-        return _take(shelf, number, start, end, is_whole)
+        return shelf.take(number, start, end, is_whole)
 
     def _blocks_with(self, cursor: lmdb.Cursor, run: Run, numbers: Int64Array) -> Iterator[Columns]:
         """Iterate over the rows that a run has of the given series, block by block."""
@@ -397,10 +426,13 @@ def combine_series(pieces: Sequence[Piece], policy: DuplicatePolicy) -> Piece | 
             tails.append((piece[0][cut:], piece[1][cut:]))
     all_timestamps = np.concatenate([timestamps for timestamps, _ in heads + tails])
     all_values = cast("ValueArray", np.concatenate([values for _, values in heads + tails]))
-    tail = slice(sum(len(timestamps) for timestamps, _ in heads), None)
-    order = all_timestamps[tail].argsort(kind="stable")
-    all_timestamps[tail] = all_timestamps[tail][order]
-    all_values[tail] = all_values[tail][order]
+    tail = sum(len(timestamps) for timestamps, _ in heads)
+    order = all_timestamps[tail:].argsort(kind="stable")
+    if tail:
+        all_timestamps[tail:] = all_timestamps[tail:].take(order)
+        all_values[tail:] = all_values[tail:].take(order)
+    else:
+        all_timestamps, all_values = all_timestamps.take(order), all_values.take(order)
     if policy is DuplicatePolicy.ERROR:
         policy = DuplicatePolicy.LAST  # nothing repeats: that was enforced at the write
     return fold(all_timestamps, all_values, policy)
@@ -438,35 +470,15 @@ def _rows_of(columns: Columns, number: int) -> tuple[int, int] | None:
     return int(columns.offsets[place]), int(columns.offsets[place + 1])
 
 
-def _take(shelf: Shelf, number: int, start: int, end: int, is_whole: bool) -> Piece | None:
-    """Give the rows of a series in a range from a shelf, as views."""
-    rows = shelf.find(number)
-    return None if rows is None else _cut(shelf.columns, *rows, start, end, is_whole)
-
-
-def _cut(
-    columns: Columns, first: int, last: int, start: int, end: int, is_whole: bool
-) -> Piece | None:
-    """Give those of the rows `first` to `last` that lie in a range, as views.
-
-    Args:
-        columns: where they stand.
-        first: the first row of the series.
-        last: one past its last row.
-        start: first timestamp.
-        end: one past the last timestamp.
-        is_whole: whether all of them are known to lie in the range.
-    """
+def _cut(columns: Columns, first: int, last: int, start: int, end: int) -> Piece | None:
+    """Give those of the rows `first` to `last` that lie in a range, as views."""
     timestamps = columns.timestamps
-    if not is_whole:
-        if timestamps[first] < start:
-            first += int(timestamps[first:last].searchsorted(start))
-        if first < last and timestamps[last - 1] >= end:
-            last = first + int(timestamps[first:last].searchsorted(end))
-        if first >= last:
-            return None
-    if first == 0 and last == len(timestamps):
-        return timestamps, columns.values
+    if timestamps[first] < start:
+        first += int(timestamps[first:last].searchsorted(start))
+    if first < last and timestamps[last - 1] >= end:
+        last = first + int(timestamps[first:last].searchsorted(end))
+    if first >= last:
+        return None
     return timestamps[first:last], columns.values[first:last]
 
 

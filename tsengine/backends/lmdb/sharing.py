@@ -96,9 +96,4 @@ def _check_same(
         raise StoreOptionError(
             f"{path} is open in this process with {store.settings}, not {settings}"
         )
-    have, want = store.options.to_dict(), options.to_dict()
-    for name in sorted(given):
-        if have[name] != want[name]:
-            raise StoreOptionError(
-                f"{path} was created with {name}={have[name]!r}, not {want[name]!r}"
-            )
+    store.options.check_agreement(options, given, path)

@@ -40,7 +40,6 @@ from tsengine.errors import (
     CorruptionError,
     FormatVersionError,
     SnapshotExpiredError,
-    StoreOptionError,
 )
 from tsengine.model import INT64_MIN, ForwardClock, Labels, ProducerMark, ValueKind, WriteReceipt
 from tsengine.options import StoreOptions
@@ -286,12 +285,12 @@ class Store:
                 self._save_mark(transaction, mark, receipt)
 
         self.publish(before.with_runs(runs, state), work)
-        if level == 0:
-            self.reader.remember(number, columns)
+        if level == 0 and blocks:
+            # Copies: the columns may be the caller's own arrays.
+            self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
         cache = self.numbers()
         for kind, labels in newcomers.items():
-            for labels_, number_ in zip(labels, registered[kind], strict=True):
-                cache.add(labels_, number_)
+            cache.add_all(labels, registered[kind])
 
     def delete(self, event: DeleteEvent, *, remove: bool, now_ns: int) -> None:
         """Commit a delete; `commit_lock` is held.
@@ -423,11 +422,5 @@ class Store:
             stored = StoreOptions.from_dict(msgpack.unpackb(row or b""))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"the options of {path} are damaged") from error
-        have, want = stored.to_dict(), options.to_dict()
-        for name in sorted(given):
-            if have[name] != want[name]:
-                raise StoreOptionError(
-                    f"{path} was created with {name}={have[name]!r}, not {want[name]!r}; open it "
-                    "with that or without the option"
-                )
+        stored.check_agreement(options, given, path)
         return stored

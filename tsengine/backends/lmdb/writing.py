@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import lmdb
 import numpy as np
@@ -14,7 +16,12 @@ from tsengine.backends.lmdb.layout import KIND_SHIFT
 from tsengine.backends.lmdb.runs import Manifest
 from tsengine.backends.lmdb.store import Store
 from tsengine.duplicates import DuplicatePolicy, distinct_starts
-from tsengine.errors import DuplicatePointError, ValueKindError, ValueOverflowError
+from tsengine.errors import (
+    DuplicatePointError,
+    InvalidDataError,
+    ValueKindError,
+    ValueOverflowError,
+)
 from tsengine.model import (
     INT64_MAX,
     INT64_MIN,
@@ -61,28 +68,75 @@ def prepare(
         ValueKindError, DuplicatePointError, ValueOverflowError: indices are rows over the
             batches one after the other.
     """
-    prepared = Prepared()
+    numbered: list[_Numbered] = []
+    offenders = _Offenders()
     base = 0
     next_series = manifest.state.next_series
-    refused = [prepared.refused]
     for batch in batches:
         kind = next(kind for kind in ValueKind if batch.values.dtype == kind.dtype)
-        numbers, newcomers = _number(store, transaction, batch, kind, base, next_series)
-        columns, rows = _by_number(batch, numbers, kind)
+        with offenders.gathered():
+            numbers, newcomers = _number(
+                store, transaction, batch, kind, base, manifest.state.next_series
+            )
+            columns, rows = _by_number(batch, numbers, kind)
+            numbered.append(_Numbered(kind, columns, rows, newcomers, base))
+        base += len(batch)
+    offenders.raise_any()
+    prepared = Prepared()
+    refused = [prepared.refused]
+    for one in numbered:
+        columns, rows, newcomers = one.columns, one.rows, one.newcomers
         if retained_from > INT64_MIN and len(columns) and columns.timestamps.min() < retained_from:
             kept = columns.timestamps >= retained_from
             rows = np.arange(len(columns)) if rows is None else rows
-            refused.append(base + rows[~kept])
+            refused.append(one.base + rows[~kept])
             columns, rows = columns.keep(kept), rows[kept]
-            newcomers, columns = _renumber(newcomers, columns, next_series + (kind << KIND_SHIFT))
+        shift = one.kind << KIND_SHIFT
+        newcomers, columns = _renumber(
+            newcomers, columns, manifest.state.next_series + shift, next_series + shift
+        )
         if len(columns):
-            _enforce(store, transaction, manifest, columns, rows, base)
-            prepared.columns[kind] = fold_columns(columns, store.options.duplicate_policy)
-            prepared.newcomers[kind] = newcomers
+            with offenders.gathered():
+                _enforce(store, transaction, manifest, columns, rows, one.base)
+                folded = fold_columns(columns, store.options.duplicate_policy)
+                prepared.columns[one.kind] = folded
+                prepared.newcomers[one.kind] = newcomers
             next_series += len(newcomers)
-        base += len(batch)
+    offenders.raise_any()
     prepared.refused = np.concatenate(refused)
     return prepared
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    """A batch whose series have numbers; those of new ones count from the same first number."""
+
+    kind: ValueKind
+    columns: Columns
+    rows: Int64Array | None
+    newcomers: list[Labels]
+    base: int
+
+
+class _Offenders:
+    """Gathers what is wrong with the batches of a commit, so that one error names all rows."""
+
+    def __init__(self) -> None:
+        self._first: InvalidDataError | None = None
+        self._indices: list[int] = []
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        try:
+            yield
+        except InvalidDataError as error:
+            self._first = self._first or error
+            self._indices += error.indices
+
+    def raise_any(self) -> None:
+        if self._first is not None:
+            self._first.indices = tuple(sorted(self._indices))
+            raise self._first
 
 
 def _number(
@@ -95,18 +149,17 @@ def _number(
 ) -> tuple[Int64Array, list[Labels]]:
     """Give each series of a batch its number: int64[k], and the labels of new ones."""
     cache: NumberCache = store.numbers()
-    found = list(map(cache.numbers.get, batch.labels))
+    known = map(cache.numbers.get, batch.labels, repeat(0))
+    numbers = np.fromiter(known, np.int64, len(batch.labels))
     newcomers: list[Labels] = []
-    if None in found:
-        next_number = next_series + (kind << KIND_SHIFT)
-        for index, number in enumerate(found):
-            if number is None:
-                known = store.catalogue.number(transaction, batch.labels[index], cache)
-                if known is None:
-                    known = next_number + len(newcomers)
-                    newcomers.append(batch.labels[index])
-                found[index] = known
-    numbers = np.array(found, np.int64)
+    next_number = next_series + (kind << KIND_SHIFT)
+    for index in np.flatnonzero(numbers == 0).tolist():
+        labels = batch.labels[index]
+        number = store.catalogue.number(transaction, labels, cache)
+        if number is None:
+            number = next_number + len(newcomers)
+            newcomers.append(labels)
+        numbers[index] = number
     wrong = np.flatnonzero(numbers >> KIND_SHIFT != kind)
     if len(wrong):
         other = ValueKind(int(numbers[wrong[0]]) >> KIND_SHIFT)
@@ -146,12 +199,14 @@ def _by_number(
 
 
 def _renumber(
-    newcomers: list[Labels], columns: Columns, first: int
+    newcomers: list[Labels], columns: Columns, provisional: int, first: int
 ) -> tuple[list[Labels], Columns]:
-    """Leave out new series that lost all their rows, and close the gaps in the numbers."""
-    fresh = columns.series >= first
-    kept = columns.series[fresh] - first
-    if not newcomers or len(kept) == len(newcomers):
+    """Give new series their numbers from `first`, leaving out those that lost all rows."""
+    if not newcomers:
+        return newcomers, columns
+    fresh = columns.series >= provisional
+    kept = columns.series[fresh] - provisional
+    if len(kept) == len(newcomers) and first == provisional:
         return newcomers, columns
     series = columns.series.copy()
     series[fresh] = first + np.arange(len(kept))
@@ -208,11 +263,13 @@ def _check_sums(values: Int64Array, starts: Int64Array, places: Int64Array) -> N
     ends = np.append(starts[1:], len(values))
     # A float64 sum within half the range proves that the exact one is within it.
     rough = np.add.reduceat(np.abs(values.astype(np.float64)), starts)
+    wrong: list[int] = []
+    message = ""
     for key in np.flatnonzero(rough >= 2.0**62).tolist():
         mine = slice(int(starts[key]), int(ends[key]))
         total = sum(values[mine].tolist())
         if not INT64_MIN <= total <= INT64_MAX:
-            raise ValueOverflowError(
-                f"the sum {total} does not fit int64",
-                indices=[place for place in places[mine].tolist() if place >= 0],
-            )
+            message = message or f"the sum {total} does not fit int64"
+            wrong += [place for place in places[mine].tolist() if place >= 0]
+    if wrong:
+        raise ValueOverflowError(message, indices=sorted(wrong))

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from typing import ClassVar, Final
 
 import numpy as np
@@ -16,7 +15,7 @@ from tsengine.backends.memory.commit import Commit, packed
 from tsengine.backends.memory.snapshot_file import StoreHead, read_snapshot, write_snapshot
 from tsengine.backends.memory.store import Store, View
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
-from tsengine.errors import CorruptionError, StorageError, StoreOptionError
+from tsengine.errors import CorruptionError, StorageError
 from tsengine.model import (
     INT64_MAX,
     INT64_MIN,
@@ -131,10 +130,7 @@ class MemoryEngine(Engine):
 
     def _kind(self, labels: Labels) -> ValueKind | None:
         with self._lock:
-            self._check_open()
-            catalogue = self._store.catalogue
-            slot = catalogue.slot(labels)
-            return ValueKind(int(catalogue.kinds[slot])) if slot else None
+            return self._store.kind(labels)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
         with self._lock:
@@ -328,22 +324,20 @@ class MemoryEngine(Engine):
             self._store.tidy()
 
     def _restore(self) -> None:
-        head, series = read_snapshot(self.location)
-        with contextlib.closing(series):
+        with read_snapshot(self.location) as (head, series):
             try:
                 stored = StoreOptions.from_dict(head.options)
             except (KeyError, ValueError, TypeError) as error:
-                raise CorruptionError(f"{self.location!r} has odd options: {error!r}") from error
-            for field in fields(stored):
-                given, kept = getattr(self.options, field.name), getattr(stored, field.name)
-                if field.name in self._store_options_given and given != kept:
-                    raise StoreOptionError(
-                        f"{self.location!r} was made with {field.name}={kept!r}, not {given!r}"
-                    )
+                raise CorruptionError(
+                    f"snapshot {self.location!r} is damaged: its options are {head.options!r}"
+                ) from error
             self._adopt_options(stored)
             self._store = self._new_store()
             for part in series:
-                self._store.load(part)
+                if not self._store.load(part):
+                    raise CorruptionError(
+                        f"snapshot {self.location!r} is damaged: it holds a series twice"
+                    )
         self._last_write_ns = head.last_write_ns
         self._marks = dict(head.marks)
         self._store.drop_before(self._horizon())

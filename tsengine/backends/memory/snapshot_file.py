@@ -27,7 +27,7 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
@@ -193,28 +193,25 @@ def write_snapshot(
         raise StorePathError(f"cannot write the snapshot {path!r}: {error}") from error
 
 
-def read_snapshot(path: str) -> tuple[StoreHead, Generator[StoredSeries]]:
-    """Read a file.
+@contextlib.contextmanager
+def read_snapshot(path: str) -> Iterator[tuple[StoreHead, Iterator[StoredSeries]]]:
+    """Open a file for as long as it is read.
 
-    Returns:
+    Yields:
         Its head, and its series; iterating reads on, to the end, which is checked as well.
 
     Raises:
         StorePathError: the path is no file that can be read.
         FormatVersionError: it is no snapshot, or one of another version.
-        CorruptionError: it is damaged; when the iteration gets there, too.
+        CorruptionError: it is damaged; raised from the iteration where that gets there.
     """
     try:
-        file = Path(path).open("rb")  # noqa: SIM115  # the iteration closes it
+        file = Path(path).open("rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise StorePathError(f"cannot read the snapshot {path!r}: {error}") from error
-    reader = _Reader(path, file)
-    try:
-        head = reader.head()
-    except BaseException:
-        file.close()
-        raise
-    return head, reader.series()
+    with file:
+        reader = _Reader(path, file)
+        yield reader.head(), reader.series()
 
 
 def _write_frames(
@@ -310,28 +307,26 @@ class _Reader:
                 marks[producer] = ProducerMark(producer, sequence, piece), receipt
         return StoreHead(options, last_write_ns, marks)
 
-    def series(self) -> Generator[StoredSeries]:
+    def series(self) -> Iterator[StoredSeries]:
         """Read all series, and see that nothing is missing or too much."""
         last: tuple[Labels, ValueKind, int] | None = None  # of the frame before, as it may go on
         count = points = 0
-        with self._file:
-            while self._is_next("series"):
-                with self._decoding():
-                    part = _stored_series(*self._frame("series"))
-                    if last is not None and (part.labels[0], part.kind) == last[:2]:
-                        part = replace(part, goes_on=True)
-                        _expect(len(part.timestamps) > 0, "a series goes on without rows")
-                        _expect(int(part.timestamps[0]) > last[2], "rows do not go on in time")
-                        count -= 1
-                    count += len(part.labels)
-                    points += len(part.timestamps)
-                    ended = part.bounds[-1] > part.bounds[-2]
-                    moment = int(part.timestamps[-1]) if ended else INT64_MAX
-                    last = part.labels[-1], part.kind, moment
-                yield part
+        while self._is_next("series"):
             with self._decoding():
-                _expect([count, points] == self._frame("end"), "series or points are missing")
-                _expect(not self._left, "something follows the end")
+                part = _stored_series(*self._frame("series"))
+                if last is not None and (part.labels[0], part.kind) == last[:2]:
+                    part = replace(part, goes_on=True)
+                    _expect(len(part.timestamps) > 0, "a series goes on without rows")
+                    _expect(int(part.timestamps[0]) > last[2], "rows do not go on in time")
+                count += len(part.labels) - part.goes_on
+                points += len(part.timestamps)
+                has_rows = part.bounds[-1] > part.bounds[-2]
+                moment = int(part.timestamps[-1]) if has_rows else INT64_MAX
+                last = part.labels[-1], part.kind, moment
+            yield part
+        with self._decoding():
+            _expect([count, points] == self._frame("end"), "series or points are missing")
+            _expect(not self._left, "something follows the end")
 
     def _is_next(self, name: str) -> bool:
         if self._read_ahead is None:

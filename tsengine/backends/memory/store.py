@@ -19,7 +19,6 @@ from tsengine.backends.memory.ring import Pool, Rings
 from tsengine.backends.memory.snapshot_file import StoredSeries
 from tsengine.backends.memory.total_cap import TotalCap
 from tsengine.duplicates import DuplicatePolicy
-from tsengine.errors import CorruptionError
 from tsengine.model import (
     INT64_MAX,
     RANGE_END_MAX,
@@ -79,6 +78,12 @@ class Store:
         return sum(rings.bytes for rings in self.rings.values())
 
     # Looking.
+
+    def kind(self, labels: Labels) -> ValueKind | None:
+        """Give the kind of a series, None where it is not listed."""
+        slot = self.catalogue.slot(labels)
+        # Not made of the number: that takes a microsecond, and is asked of every new series.
+        return self.rings[int(self.catalogue.kinds[slot])].kind if slot else None
 
     def view_one(self, slot: int, start: int, end: int) -> View:
         """Give the rows of one series in a range: as `view`, without arrays of one."""
@@ -172,16 +177,16 @@ class Store:
             slots = rings.filled()
             rings.advance(slots, rings.locate(slots, horizon))
 
-    def load(self, part: StoredSeries) -> None:
+    def load(self, part: StoredSeries) -> bool:
         """Add series, or rows to the end of series, as a snapshot has them.
 
-        Raises:
-            CorruptionError: a series is there already, and not as the last one loaded.
+        Returns:
+            Whether all are new but for the one that goes on; where not, nothing is added.
         """
         slots = self.catalogue.slots(part.labels)
         new = np.flatnonzero(slots == 0)
         if len(slots) - len(new) != part.goes_on or slots[1:].any():
-            raise CorruptionError("a snapshot holds a series twice")
+            return False
         slots[new] = self.catalogue.new_slots(len(new))
         self.catalogue.add([part.labels[index] for index in new.tolist()], slots[new], part.kind)
         rings = self.rings[part.kind]
@@ -189,6 +194,7 @@ class Store:
         kept = rings.hi[slots] - rings.lo[slots]
         rings.make_room(slots, kept, lengths_of(part.bounds))
         rings.replace_tails(slots, kept, part.bounds, (part.timestamps, part.values))
+        return True
 
     def apply_caps(self) -> int:
         """Cut what the caps say; give the number of rows."""
