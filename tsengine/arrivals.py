@@ -245,8 +245,7 @@ class _Addresses:
 def _ranks(labels: LabelsArray) -> Int64Array:
     """Number the series of an array: equal labels are one object, so its address tells.
 
-    Reading the addresses costs 20 ns a point; a look-up in a dict costs 35 for 1,000
-    series and 190 for 100,000, where it misses the processor's caches.
+    A third of the time of a look-up in a dict, or of `id` of each.
     """
     addresses: Int64Array = np.asarray(_Addresses(labels))
     ranks: Int64Array = (addresses - addresses.min()) >> _ADDRESS_BITS

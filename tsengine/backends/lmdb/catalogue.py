@@ -114,14 +114,21 @@ class Catalogue:
     ) -> int | None:
         """Give the number of a series, None where it is not listed."""
         number = cache.numbers.get(labels)
-        if number is None:
-            row = transaction.get(text_key(labels.id), db=self._names)
-            if row is None:
-                return None
-            number = unpack_u64(row)
-            if len(row) != 8 or self.labels(transaction, number) is not labels:  # one number
-                raise CorruptionError(f"the catalogue has another series under {labels.id!r}")
-            cache.add(labels, number)
+        return self.look_up(transaction, labels, cache) if number is None else number
+
+    def look_up(
+        self, transaction: lmdb.Transaction, labels: Labels, cache: NumberCache
+    ) -> int | None:
+        """Give the number of a series that is not in the cache, and put it there."""
+        row = transaction.get(text_key(labels.id), db=self._environment.tables[NAMES])
+        if row is None:
+            return None
+        if len(row) != 8:  # one number
+            raise CorruptionError(f"the catalogue row of {labels.id!r} is damaged")
+        number = unpack_u64(row)
+        if self.labels(transaction, number) is not labels:
+            raise CorruptionError(f"the catalogue has another series under {labels.id!r}")
+        cache.add(labels, number)
         return number
 
     def labels(self, transaction: lmdb.Transaction, number: int) -> Labels:
@@ -160,11 +167,12 @@ class Catalogue:
         numbers = range(first, first + len(newcomers))
         names, rows = [], []
         having: dict[tuple[str, str], list[bytes]] = {}
+        pack = msgpack.Packer().pack
         for labels, number in zip(newcomers, numbers, strict=True):
             packed = pack_u64(number)
             names.append((text_key(labels.id), packed))
             texts = labels.texts
-            rows.append((packed, msgpack.packb(texts)))
+            rows.append((packed, pack(texts)))
             for pair in zip(texts[::2], texts[1::2], strict=True):
                 numbers_having = having.get(pair)
                 if numbers_having is None:

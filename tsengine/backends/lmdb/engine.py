@@ -132,7 +132,9 @@ class LmdbEngine(Engine):
         number = store.numbers().numbers.get(labels)
         if number is None:
             with store.environment.read() as transaction:
-                number = self._number(transaction, store.manifest_of(transaction), labels)
+                epoch = store.manifest_of(transaction).state.catalogue_epoch
+                cache = store.catalogue.number_cache(epoch)
+                number = store.catalogue.look_up(transaction, labels, cache)
         return None if number is None else kind_of(number)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:

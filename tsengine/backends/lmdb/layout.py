@@ -76,10 +76,10 @@ def text_key(text: str) -> bytes:
     Hashed keys are verified against what they lead to, so a collision costs a miss that is
     seen, never a wrong answer.
     """
-    encoded = text.encode()
-    if len(encoded) <= KEY_BYTES_MAX:
-        return b"=" + encoded
-    return b"#" + hashlib.blake2b(encoded, digest_size=32).digest()
+    key = b"=" + text.encode()
+    if len(key) <= KEY_BYTES_MAX:
+        return key
+    return b"#" + hashlib.blake2b(key[1:], digest_size=32).digest()
 
 
 def posting_key(name: str, value: str) -> bytes:

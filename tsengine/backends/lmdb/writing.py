@@ -155,7 +155,7 @@ def _number(
     next_number = next_series + (kind << KIND_SHIFT)
     for index in np.flatnonzero(numbers == 0).tolist():
         labels = batch.labels[index]
-        number = store.catalogue.number(transaction, labels, cache)
+        number = store.catalogue.look_up(transaction, labels, cache)
         if number is None:
             number = next_number + len(newcomers)
             newcomers.append(labels)

@@ -12,7 +12,8 @@ from typing import ClassVar, Final
 import numpy as np
 
 from tsengine.backends.memory.commit import Commit, packed
-from tsengine.backends.memory.snapshot_file import StoreHead, read_snapshot, write_snapshot
+from tsengine.backends.memory.snapshot_file import StoreHead, write_snapshot
+from tsengine.backends.memory.snapshot_reader import read_snapshot
 from tsengine.backends.memory.store import Store, View
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
 from tsengine.errors import CorruptionError, StorageError

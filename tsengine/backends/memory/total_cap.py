@@ -2,8 +2,7 @@
 
 Few rows among many series are found through a heap of each series' oldest row; many rows
 at once, as a flush into a full store evicts them, by narrowing down their newest time
-over the beginnings of all windows. A row costs two microseconds one way and thirty
-nanoseconds the other.
+over the beginnings of all windows, which takes less than half a microsecond a row.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from tsengine.backends.memory.ranges import BoolArray, expand, lower_bounds
 from tsengine.backends.memory.ring import Rings
 from tsengine.model import Int64Array
 
-_FEW: Final = 64
-"""Series a row to evict from which the heap is faster: what the other way does for each
-series takes a sixty-fourth of what the heap does for each row."""
+_FEW: Final = 128
+"""Series for each row to evict from which the heap is faster: it takes microseconds a row,
+the other way a tenth of a microsecond a series."""
 
 Oldest: TypeAlias = "tuple[Rings, Int64Array, Int64Array]"
 """Windows of one kind and where they shall begin: rings, slots, positions."""
