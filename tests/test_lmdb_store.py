@@ -8,7 +8,8 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from tsengine.errors import (
     FormatVersionError,
     ReadOnlyError,
     SnapshotExpiredError,
+    StorageError,
     StoreInUseError,
     StoreOptionError,
     StorePathError,
 )
-from tsengine.model import GroupedBatch, Labels
+from tsengine.model import GroupedBatch, Labels, ProducerMark
 
 A = Labels("a", host="1")
 SERIES = [Labels("m", host=str(number)) for number in range(20)]
@@ -480,3 +482,67 @@ class _reader:  # noqa: N801  # reads as a statement
         self._questions.send("end")
         self._process.join(60)
         assert self._process.exitcode == 0
+
+
+# Commits of unknown outcome.
+
+
+@pytest.mark.parametrize("happens", [True, False])
+def test_a_commit_of_unknown_outcome_can_be_repeated(
+    path: Path, monkeypatch: pytest.MonkeyPatch, happens: bool
+) -> None:
+    """After a commit that fails, whether it happened or not, its repetition stores it once."""
+    with LmdbEngine(str(path), merging="manual", duplicate_policy="sum") as engine:
+        engine.write([(A, 1, 1.0)])
+        mark = ProducerMark("probe", 1)
+        environment_ = engine._store.environment
+        write = environment_.write
+
+        def fails(work: Callable[[lmdb.Transaction], object]) -> object:
+            if happens:
+                write(work)
+            raise StorageError("the outcome is unknown")
+
+        for labels in (A, SERIES[1]):
+            engine.write_to_buffer((labels, 1, 2.0))
+        with monkeypatch.context() as patched:
+            patched.setattr(environment_, "write", fails)
+            with pytest.raises(StorageError, match="unknown"):
+                engine.flush_buffer(mark)
+        engine.write([(SERIES[2], 5, 5.0)])
+        for labels in (A, SERIES[1]):
+            engine.write_to_buffer((labels, 1, 2.0))
+        assert engine.flush_buffer(mark).accepted == 2
+        expected = {A: [(1, 3.0)], SERIES[1]: [(1, 2.0)], SERIES[2]: [(5, 5.0)]}
+        assert rows_of(engine) == expected
+        engine.check()
+    with LmdbEngine(str(path)) as engine:
+        assert rows_of(engine) == expected
+
+
+def test_readers_never_take_the_writer_back(path: Path) -> None:
+    """Readers beside a writer that merges see no commit undone, and none is lost."""
+    sys.setswitchinterval(1e-5)
+    try:
+        with LmdbEngine(str(path)) as engine:
+            stop = threading.Event()
+            seen: list[int] = []
+
+            def read() -> None:
+                while not stop.is_set():
+                    seen.append(engine.count(A))
+
+            readers = [threading.Thread(target=read) for _ in range(3)]
+            for reader in readers:
+                reader.start()
+            for commit in range(1, 201):
+                engine.write([(A, commit, 1.0)])
+            stop.set()
+            for reader in readers:
+                reader.join()
+            assert engine.count(A) == 200
+            engine.check()
+        with LmdbEngine(str(path)) as engine:
+            assert engine.count(A) == 200
+    finally:
+        sys.setswitchinterval(0.005)

@@ -324,7 +324,7 @@ def test_what_was_noted_about_the_oldest_rows_stays_bounded() -> None:
             engine.write([(HOSTS[moment % 200], 10_000 - moment, 0.0), (HOSTS[0], 9_000, 0.0)])
             cap = engine._store.total_cap
             assert cap is not None
-            assert len(cap._heap or ()) <= 2 * len(HOSTS) + 64
+            assert len(cap._heap or ()) <= 2 * len(HOSTS) + total_cap._FEW
 
 
 # Failing

@@ -173,8 +173,9 @@ def test_a_path_in_use_is_refused(engine: MemoryEngine, tmp_path: Path) -> None:
     for name in ("file", "link", "."):
         with pytest.raises(StorePathError, match="exists"):
             engine.snapshot(str(tmp_path / name))
-    with pytest.raises(StorePathError):
-        engine.snapshot(str(tmp_path / "missing" / "store"))
+    for name in ("missing/store", "nul\0"):
+        with pytest.raises(StorePathError):
+            engine.snapshot(str(tmp_path / name))
     assert (tmp_path / "file").read_text() == "mine"
     assert names_in(tmp_path) == ["file", "link"]
 
@@ -212,7 +213,7 @@ def test_a_full_disk_leaves_nothing_behind(
     engine.snapshot(str(tmp_path / "store"))
 
 
-@pytest.mark.parametrize("path", ["missing", ".", "missing/store"])
+@pytest.mark.parametrize("path", ["missing", ".", "missing/store", "nul\0"])
 def test_what_is_no_file_is_refused(tmp_path: Path, path: str) -> None:
     """A missing file, a folder: StorePathError that names it."""
     with pytest.raises(StorePathError, match="snapshot"):

@@ -35,7 +35,7 @@ from tsengine.backends.lmdb.layout import (
 )
 from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns
 from tsengine.backends.lmdb.reading import BlockReader
-from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired
+from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, State
 from tsengine.errors import (
     CorruptionError,
     FormatVersionError,
@@ -109,11 +109,11 @@ class Store:
             self.catalogue = Catalogue(self.environment)
             self.reader = BlockReader(self.environment)
             self.pins = Pins()
-            self.commit_lock = (
-                threading.RLock()
-            )  # guards the store's change from one manifest to the next
+            self.commit_lock = threading.RLock()  # guards _manifest and _is_sure
             with self.environment.read() as transaction:
                 self._manifest = Manifest.load(transaction, self.environment.tables)
+            self._is_sure = True  # whether _manifest is what the last commit left
+            self._seen = self._manifest  # what some reader saw last; whose does not matter
             self._retention_clock = ForwardClock(clock_ns)
         except BaseException:
             self.environment.close()
@@ -143,16 +143,20 @@ class Store:
         In the writing process it is nearly always at hand; elsewhere, and between a commit
         and its publishing here, it is read.
         """
-        manifest = self._manifest
-        if manifest.transaction_id == transaction.id():
+        transaction_id = transaction.id()
+        manifest, seen = self._manifest, self._seen
+        if manifest.transaction_id == transaction_id:
             return manifest
-        loaded = Manifest.load(transaction, self.environment.tables)
-        if loaded.state.version == manifest.state.version:
-            # Only blocks of a merge were added: what is at hand is still true.
-            loaded = replace(manifest, transaction_id=loaded.transaction_id)
-        if loaded.transaction_id > self._manifest.transaction_id:
-            self._manifest = loaded
-        return loaded
+        if seen.transaction_id != transaction_id:
+            version = State.load(transaction, self.environment.tables[META]).version
+            if version in (seen.state.version, manifest.state.version):
+                # Only blocks of a merge were added: what is at hand is still true.
+                known = seen if version == seen.state.version else manifest
+                seen = replace(known, transaction_id=transaction_id)
+            else:
+                seen = Manifest.load(transaction, self.environment.tables)
+            self._seen = seen  # never _manifest, which belongs to the writer
+        return seen
 
     @contextlib.contextmanager
     def pinned(self, first: Callable[[lmdb.Transaction], T]) -> Iterator[tuple[Manifest, T]]:
@@ -168,7 +172,7 @@ class Store:
                 self.pins.pin(version)
                 # A run retired before the pin was there may be swept already; those retired
                 # later will not be.
-                is_safe = self._manifest.state.version == version
+                is_safe = self.settings.read_only or self._manifest.state.version == version
                 try:
                     answer = first(transaction)
                 except BaseException:
@@ -206,12 +210,23 @@ class Store:
 
     @property
     def manifest(self) -> Manifest:
-        """The newest manifest of this process; exact where `commit_lock` is held."""
+        """The newest manifest, in the writing process; exact where `commit_lock` is held."""
+        if not self._is_sure:
+            # A commit failed and may have happened all the same: the file tells.
+            with self.commit_lock:
+                if not self._is_sure:
+                    self._reload()
         return self._manifest
 
+    def _reload(self) -> None:
+        with self.environment.read() as transaction:
+            self._manifest = Manifest.load(transaction, self.environment.tables)
+        self.catalogue.cache = NumberCache(self._manifest.state.catalogue_epoch)
+        self._is_sure = True
+
     def numbers(self) -> NumberCache:
-        """The cache of series numbers of the newest manifest."""
-        return self.catalogue.number_cache(self._manifest.state.catalogue_epoch)
+        """The cache of series numbers of the newest manifest, in the writing process."""
+        return self.catalogue.number_cache(self.manifest.state.catalogue_epoch)
 
     def publish(
         self, manifest: Manifest, work: Callable[[lmdb.Transaction], None] | None = None
@@ -222,7 +237,7 @@ class Store:
             manifest: what the store is to be.
             work: called with the write transaction before the manifest is written.
         """
-        before = self._manifest
+        before = self.manifest
 
         def write(transaction: lmdb.Transaction) -> int:
             if work is not None:
@@ -230,7 +245,11 @@ class Store:
             manifest.save(transaction, self.environment.tables, before)
             return int(transaction.id())
 
-        transaction_id = self.environment.write(write)
+        try:
+            transaction_id = self.environment.write(write)
+        except BaseException:
+            self._is_sure = False
+            raise
         self._manifest = replace(manifest, transaction_id=transaction_id)
 
     def add_run(
@@ -250,7 +269,7 @@ class Store:
             receipt: what to answer when the mark is repeated.
             now_ns: nanoseconds since the Unix epoch.
         """
-        before = self._manifest
+        before = self.manifest
         state = before.state
         number, sequence = state.next_run, state.sequence + 1
         totals = Totals()
@@ -300,7 +319,7 @@ class Store:
             remove: whether the series themselves go.
             now_ns: nanoseconds since the Unix epoch.
         """
-        before = self._manifest
+        before = self.manifest
         state = replace(before.state, sequence=event.sequence)
         numbers = event.series.tolist()
         if remove:
@@ -328,9 +347,11 @@ class Store:
 
         def reopened(transaction: lmdb.Transaction) -> None:
             # The transaction numbers of a copied file begin anew.
-            self._manifest = replace(self._manifest, transaction_id=int(transaction.id()))
+            self._manifest = replace(manifest, transaction_id=int(transaction.id()))
+            self._seen = self._manifest
 
         with self.commit_lock:
+            manifest = self.manifest
             return self.environment.shrink(reopened)
 
     # Producer marks.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -79,9 +80,8 @@ class Upkeep:
     def after_commit(self) -> None:
         """Do, or have done, what a commit made due."""
         if self._store.settings.merging == "inline":
-            with self._working:
-                while self._work():
-                    pass
+            # What is committed stays committed: a merge that fails is not the writer's error.
+            self._guard(self._work_off)
         else:
             self._wake.set()
 
@@ -93,13 +93,17 @@ class Upkeep:
     def merge_all(self) -> None:
         """Merge everything into one run, apply all deletes, and sweep what can be swept."""
         with self._working:
-            while self._merges:
-                self._step()
-            runs = self._store.manifest.runs
-            if self._needs_merging(runs):
-                self._begin(list(runs))
+            try:
                 while self._merges:
                     self._step()
+                runs = self._store.manifest.runs
+                if self._needs_merging(runs):
+                    self._begin(list(runs))
+                    while self._merges:
+                        self._step()
+            except BaseException:
+                self._drop_merges()
+                raise
             while self._sweep():
                 pass
 
@@ -112,18 +116,32 @@ class Upkeep:
         while not self._closing.is_set():
             self._wake.wait(SWEEP_POLL_SECONDS if self._retired or self._removed else None)
             self._wake.clear()
-            try:
-                while not self._closing.is_set() and self._work_a_little():
-                    pass
-            except Exception as error:  # a thread has nobody to raise to
-                # stats() tells, the log tells, and the next commit makes it try again. What
-                # the merge wrote so far is swept.
-                logger.exception("upkeep of %s failed", self._store.environment.path)
-                self.error = error
-                with self._working:
-                    self._drop_merges()
-            else:
-                self.error = None
+            self._guard(self._work_on)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Do work whose failure has nobody to be raised to.
+
+        stats() tells of it, the log tells, and the next commit makes it try again. What a
+        merge wrote so far is swept.
+        """
+        try:
+            work()
+        except Exception as error:
+            logger.exception("upkeep of %s failed", self._store.environment.path)
+            self.error = error
+            with self._working:
+                self._drop_merges()
+        else:
+            self.error = None
+
+    def _work_on(self) -> None:
+        while not self._closing.is_set() and self._work_a_little():
+            pass
+
+    def _work_off(self) -> None:
+        with self._working:
+            while self._work():
+                pass
 
     def _work_a_little(self) -> bool:
         with self._working:

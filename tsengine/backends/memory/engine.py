@@ -159,7 +159,8 @@ class MemoryEngine(Engine):
         with self._lock:
             self._check_open()
             store = self._store
-            store.drop_before(self._horizon())
+            with self._changing():
+                store.drop_before(self._horizon())
             points, series, columns = store.points, len(store.catalogue), store.bytes
             last_write_ns = self._last_write_ns
             objects = store.view(store.rings[ValueKind.OBJECT].filled(), INT64_MIN, RANGE_END_MAX)
@@ -216,10 +217,11 @@ class MemoryEngine(Engine):
         with self._lock:
             self._check_writable()
             before = self._store.bytes
-            self._store.drop_before(self._horizon())
             is_read = any(rings.pool.pins for rings in self._store.rings.values())
-            for rings in self._store.rings.values():
-                rings.rewrite(exact=True)
+            with self._changing(MemoryError):
+                self._store.drop_before(self._horizon())
+                for rings in self._store.rings.values():
+                    rings.rewrite(exact=True)
             after = self._store.bytes
         reason = "running reads hold the former columns until they end" if is_read else ""
         return CompactReport(before, after, reason)

@@ -184,8 +184,8 @@ def write_snapshot(
         _sync_folder(target.parent)
     except FileExistsError:
         raise StorePathError(f"{path!r} exists; a snapshot is written to a new path") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(f"no room for the snapshot {path!r}: {error}") from error
         raise StorePathError(f"cannot write the snapshot {path!r}: {error}") from error
 

@@ -45,7 +45,7 @@ def read_snapshot(path: str) -> Iterator[tuple[StoreHead, Iterator[StoredSeries]
     """
     try:
         file = Path(path).open("rb")  # noqa: SIM115  # closed below
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
         raise StorePathError(f"cannot read the snapshot {path!r}: {error}") from error
     with file:
         reader = _Reader(path, file)
