@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -396,7 +394,7 @@ def test_a_reader_elsewhere_sees_every_acknowledged_commit(path: Path) -> None:
         with _reader(path) as ask:
             for commit in range(2, 30):
                 engine.write([(A, commit, 1.0)])
-                assert ask("count") == commit
+                assert ask("count") == str(commit)
 
 
 def test_runs_stay_for_a_reader_elsewhere_until_their_age(path: Path) -> None:
@@ -407,15 +405,15 @@ def test_runs_stay_for_a_reader_elsewhere_until_their_age(path: Path) -> None:
     ) as engine:
         commits(engine, 3, rows=800)  # so many that a scan takes a step a series
         with _reader(path) as ask:
-            assert ask("begin") == 1
+            assert ask("begin") == "a batch"
             engine.compact()
-            assert ask("next") == 1
+            assert ask("next") == "a batch"
             assert engine.stats().details["runs_to_sweep"] == 3
             now[0] += 61_000_000_000
             engine.compact()
             assert engine.stats().details["runs_to_sweep"] == 0
             assert ask("next") == SnapshotExpiredError.__name__
-            assert ask("count") == 3 * 800 * len(SERIES)
+            assert ask("count") == str(3 * 800 * len(SERIES))
 
 
 class _held_elsewhere:  # noqa: N801  # reads as a statement
@@ -444,44 +442,51 @@ class _held_elsewhere:  # noqa: N801  # reads as a statement
         self._process.communicate()
 
 
-def _serve(path: str, questions: Connection) -> None:
-    """Answer questions about a store, in a process of its own."""
-    with LmdbEngine(path, read_only=True) as engine:
-        scan: Iterator[object] = iter(())
-        while (question := questions.recv()) != "end":
-            try:
-                if question == "count":
-                    questions.send(engine.count())
-                    continue
-                if question == "begin":
-                    scan = engine.scan()
-                next(scan)
-                questions.send(1)
-            except SnapshotExpiredError as error:
-                questions.send(type(error).__name__)
+READER = """
+import sys
+from tsengine.backends.lmdb import LmdbEngine
+from tsengine.errors import SnapshotExpiredError
+
+with LmdbEngine(sys.argv[1], read_only=True) as engine:
+    scan = iter(())
+    for question in sys.stdin:
+        try:
+            if question == "count\\n":
+                print(engine.count(), flush=True)
+                continue
+            if question == "begin\\n":
+                scan = engine.scan()
+            next(scan)
+            print("a batch", flush=True)
+        except SnapshotExpiredError as error:
+            print(type(error).__name__, flush=True)
+"""
 
 
 class _reader:  # noqa: N801  # reads as a statement
     """A reading process that answers one question after the other."""
 
     def __init__(self, path: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._questions, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(str(path), theirs))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", READER, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def __enter__(self) -> _reader:
-        self._process.start()
         return self
 
-    def __call__(self, question: str) -> object:
-        self._questions.send(question)
-        assert self._questions.poll(60), "the reading process does not answer"
-        return self._questions.recv()
+    def __call__(self, question: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(question + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
 
     def __exit__(self, *_: object) -> None:
-        self._questions.send("end")
-        self._process.join(60)
-        assert self._process.exitcode == 0
+        self._process.communicate(timeout=60)
+        assert self._process.returncode == 0
 
 
 # Commits of unknown outcome.

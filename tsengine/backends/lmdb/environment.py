@@ -139,7 +139,7 @@ class Environment:
         a transaction of the parent under way the LMDB handle is left alone, since to end
         that here would end it there; the child then cannot open this path.
         """
-        self._release_locks()
+        self._close_locks()
         if self._readers == 0 and not self._write_lock.locked():
             self._lmdb.close()
 
@@ -354,6 +354,12 @@ class Environment:
             ) from error
 
     def _release_locks(self) -> None:
+        """Unlock and close; unlocked first, since a forked child may still hold a copy."""
+        for lock in self._locks:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        self._close_locks()
+
+    def _close_locks(self) -> None:
         while self._locks:
             os.close(self._locks.pop())
 
