@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from tsengine.backends.lmdb import LmdbEngine, environment, merge
+from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
 from tsengine.errors import (
     CorruptionError,
     FormatVersionError,
+    LifecycleError,
     ReadOnlyError,
     SnapshotExpiredError,
     StorageError,
@@ -551,3 +553,111 @@ def test_readers_never_take_the_writer_back(path: Path) -> None:
             assert engine.count(A) == 200
     finally:
         sys.setswitchinterval(0.005)
+
+
+# What was found by review.
+
+
+def test_many_series_under_one_label_survive_compaction_and_snapshot(
+    path: Path, tmp_path: Path
+) -> None:
+    """A label that thousands of series share is indexed, copied and read back."""
+    wide = [Labels("wide", host=str(number), zone="z") for number in range(3_000)]
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write((labels, 1, float(row)) for row, labels in enumerate(wide))
+        assert engine.compact().reason == ""
+        engine.snapshot(str(tmp_path / "copy"))
+        assert engine.delete('wide{host=~"1.*"}') == 1_111
+        engine.compact()
+        engine.check()
+        assert len(engine.query('{zone="z"}')) == 3_000 - 1_111
+    with LmdbEngine(str(tmp_path / "copy"), read_only=True) as engine:
+        assert len(engine.query({"zone": "z"})) == 3_000
+        engine.check()
+
+
+def test_compaction_leaves_no_deletes(path: Path) -> None:
+    """Deletes that merging has applied leave the manifest, and nothing is merged again."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        commits(engine, 3)
+        engine.delete(SERIES[1], 2, 5)
+        engine.delete(SERIES[2])
+        expected = rows_of(engine)
+        engine.compact()
+        assert engine.stats().details["deletes"] == 0
+        assert engine.stats().points_exact
+        (run,) = engine._store.manifest.runs
+        engine.compact()
+        assert engine._store.manifest.runs == (run,)
+        assert rows_of(engine) == expected
+
+
+@pytest.mark.usefixtures("small_merges")
+def test_a_delete_during_a_merge_hides_what_the_merge_writes(path: Path) -> None:
+    """A delete that is committed while a merge is under way hides the rows of its result."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        commits(engine, 4, rows=20)
+        upkeep = engine._shared.upkeep
+        upkeep._begin(list(engine._store.manifest.runs))
+        upkeep._step()
+        engine.delete(SERIES[3], 10, 60)
+        engine.delete(SERIES[4])
+        expected = rows_of(engine)
+        while upkeep._merges:
+            upkeep._step()
+        assert rows_of(engine) == expected
+        engine.write([(SERIES[3], 11, 1.0)])
+        assert engine.count(SERIES[3], 10, 60) == 1
+        engine.check()
+
+
+def test_reading_goes_on_after_a_commit_of_unknown_outcome(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that only reads after such a commit reads what the file holds."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        environment_ = engine._store.environment
+        write = environment_.write
+
+        def interrupted(work: Callable[[lmdb.Transaction], object]) -> object:
+            write(work)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(environment_, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.write([(A, 1, 1.0)])
+        assert engine.count() == 1
+        assert rows_of(engine) == {A: [(1, 1.0)]}
+
+
+def test_check_sees_a_damaged_index(path: Path) -> None:
+    """An index that lost an entry fails check(), though queries without it still read."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write([(A, 1, 1.0)])
+        environment_ = engine._store.environment
+        table = environment_.tables["postings"]
+        environment_.write(lambda transaction: transaction.delete(b"=host\0=1", db=table))
+        with pytest.raises(CorruptionError, match="index lacks 'host'"):
+            engine.check()
+
+
+def test_a_damaged_table_leaves_no_lock(path: Path) -> None:
+    """A store that fails to open is not left open: the next try fails the same way."""
+    LmdbEngine(str(path)).open().close()
+    with lmdb.open(str(path), max_dbs=16) as raw, raw.begin(write=True) as transaction:
+        transaction.put(bytes(8), b"\xc1", db=raw.open_db(b"retired", transaction))
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="retired run"):
+            LmdbEngine(str(path)).open()
+
+
+def test_a_buffer_leaves_alone_what_its_thread_staged(path: Path) -> None:
+    """A buffer refuses to commit beside points staged on the engine, and loses none."""
+    with LmdbEngine(str(path)) as engine, WriteBuffer(engine) as buffer:
+        buffer.write((A, 1, 1.0))
+        engine.write_to_buffer((A, 2, 2.0))
+        with pytest.raises(LifecycleError, match="1 points staged"):
+            buffer.flush()
+        assert engine.flush_buffer().accepted == 1
+        assert buffer.flush().accepted == 1

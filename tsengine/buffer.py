@@ -285,7 +285,11 @@ class WriteBuffer:
                 self._set_room_locked()
         with self._flush_lock:  # so that a second caller, too, returns when it is done
             if was_open:
-                self._close_flushing()
+                try:
+                    self._close_flushing()
+                finally:  # not before: a successor of that name goes on from our last number
+                    with _module_lock:
+                        _producers.pop((id(self._handler), self.producer), None)
 
     def __enter__(self) -> Self:
         return self
@@ -441,6 +445,11 @@ class WriteBuffer:
     def _hand_over(self, departing: Departure, mark: ProducerMark) -> WriteReceipt:
         """Have the handler commit a batch; its indices then count in order of arrival."""
         handler = self._handler
+        if handler.staged_points:
+            raise LifecycleError(
+                f"this thread has {handler.staged_points} points staged on {handler!r} itself; "
+                "flush_buffer() or discard_buffer() there first"
+            )
         staged = 0
         try:
             for batch in departing.batches:
@@ -463,8 +472,6 @@ class WriteBuffer:
         return replace(receipt, indices=departing.arrived(receipt.indices))
 
     def _close_flushing(self) -> None:
-        with _module_lock:
-            _producers.pop((id(self._handler), self.producer), None)
         try:
             while self.pending:
                 self._commit_all()

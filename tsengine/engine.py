@@ -123,6 +123,11 @@ class WriteBufferHandler(ABC):
     def timestamp_min(self) -> int:
         """The earliest timestamp that is valid, nanoseconds."""
 
+    @property
+    def staged_points(self) -> int:
+        """How many points the calling thread has staged, where the handler tells; else 0."""
+        return 0
+
     @abstractmethod
     def validate_point(self, point: PointLike) -> DataPoint:
         """Judge a point; stages and stores nothing.
@@ -309,12 +314,15 @@ class Engine(WriteBufferHandler):
             UnsavedPointsError: points were staged and not flushed; the engine is closed
                 nevertheless.
         """
+        if self._pid != os.getpid():  # the store is the parent's, and so may be the lock
+            self._state = _State.CLOSED
+            return
         with self._lifecycle_lock:
             was_open = self._state is _State.OPEN
             self._state = _State.CLOSED
             unsaved = sum(map(len, self._stagings))
             self._stagings.clear()
-        if was_open and self._pid == os.getpid():
+        if was_open:
             self._close()
         if unsaved:
             raise UnsavedPointsError(
@@ -543,6 +551,7 @@ class Engine(WriteBufferHandler):
         """Commit what this thread staged, as `WriteBufferHandler` says."""
         if mark is not None:
             self.require(Capability.PRODUCER_MARKS)
+        self._check_open()
         staging = self._take_staging()
         if staging is None:
             self._check_writable()
@@ -552,6 +561,12 @@ class Engine(WriteBufferHandler):
     def discard_buffer(self) -> None:
         """Forget what this thread staged."""
         self._take_staging()
+
+    @property
+    def staged_points(self) -> int:
+        """How many points the calling thread has staged."""
+        staging: Staging | None = getattr(self._thread, "staging", None)
+        return 0 if staging is None else len(staging)
 
     # For backends.
 

@@ -21,13 +21,17 @@ _NO_LABELS = Labels()
 class ForwardClock:
     """A clock that never goes back: retention must not show again what it has hidden.
 
+    Args:
+        clock_ns: nanoseconds since the Unix epoch.
+        latest: a time known to have been, before which it never is.
+
     Thread-safety: any number of threads.
     """
 
-    def __init__(self, clock_ns: Callable[[], int]) -> None:
+    def __init__(self, clock_ns: Callable[[], int], latest: int = INT64_MIN) -> None:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()  # guards _latest
-        self._latest = INT64_MIN
+        self._latest = latest
 
     def __call__(self) -> int:
         """Give the time, or the latest one given before where that is later."""

@@ -116,6 +116,11 @@ class Catalogue:
         number = cache.numbers.get(labels)
         return self.look_up(transaction, labels, cache) if number is None else number
 
+    def holds_only_floats(self, transaction: lmdb.Transaction) -> bool:
+        """Whether every series ever listed holds floats: theirs are the lowest numbers."""
+        cursor = transaction.cursor(self._environment.tables[SERIES])
+        return not cursor.set_range(pack_u64((ValueKind.FLOAT + 1) << KIND_SHIFT))
+
     def look_up(
         self, transaction: lmdb.Transaction, labels: Labels, cache: NumberCache
     ) -> int | None:
@@ -280,11 +285,9 @@ class Catalogue:
         return np.sort(np.concatenate(postings)) if postings else np.empty(0, np.int64)
 
     def _posting(self, transaction: lmdb.Transaction, key: bytes) -> Int64Array:
-        packed = transaction.cursor(self._postings).getmulti(
-            [key], dupdata=True, dupfixed_bytes=8, keyfixed=True
-        )
-        rows = np.frombuffer(packed, np.dtype([("key", f"V{len(key)}"), ("number", ">u8")]))
-        return rows["number"].astype(np.int64)
+        cursor = transaction.cursor(self._postings)
+        packed = b"".join(cursor.iternext_dup()) if cursor.set_key(key) else b""
+        return np.frombuffer(packed, ">u8").astype(np.int64)
 
     def _values(self, transaction: lmdb.Transaction, name: str) -> Iterator[tuple[str, bytes]]:
         """Iterate over the values of a label and their keys."""

@@ -10,15 +10,18 @@ from tsengine.backends.lmdb.blocks import decode, describe, read_header, verify
 from tsengine.backends.lmdb.layout import (
     BLOCKS,
     NAMES,
+    POSTINGS,
     SERIES,
     block_key,
     pack_u64,
+    posting_key,
     text_key,
     unpack_u64,
 )
 from tsengine.backends.lmdb.runs import Run
 from tsengine.backends.lmdb.store import Store
 from tsengine.errors import CorruptionError
+from tsengine.model import INT64_MAX, INT64_MIN
 
 STEP_BLOCKS = 64
 """Blocks verified in one read transaction: a few milliseconds, so that pages are not held."""
@@ -51,6 +54,7 @@ def check_structure(store: Store) -> None:
 
 def _check_run(store: Store, run: Run) -> None:
     rows = blocks = 0
+    t_min, t_max = INT64_MAX, INT64_MIN
     last: tuple[int, int] | None = None
     key = pack_u64(run.number)
     more = True
@@ -74,7 +78,10 @@ def _check_run(store: Store, run: Run) -> None:
                 last = header.last_series, header.last_timestamp
                 rows += len(columns)
                 blocks += 1
+                t_min, t_max = min(t_min, header.t_min), max(t_max, header.t_max)
                 more = cursor.next()
+    if (t_min, t_max) != (run.t_min, run.t_max):
+        raise CorruptionError(f"the manifest has other bounds of time for run {run.number}")
     if (rows, blocks) != (run.rows, run.blocks):
         raise CorruptionError(
             f"run {run.number} has {rows} rows in {blocks} blocks, the manifest says {run.rows} "
@@ -83,6 +90,7 @@ def _check_run(store: Store, run: Run) -> None:
 
 
 def _check_catalogue(store: Store) -> None:
+    expected = 0
     with store.environment.read() as transaction:
         tables = store.environment.tables
         for key, row in transaction.cursor(tables[NAMES]):
@@ -92,3 +100,10 @@ def _check_catalogue(store: Store) -> None:
             labels = store.catalogue.labels(transaction, number)
             if text_key(labels.id) != bytes(key):
                 raise CorruptionError(f"series number {number} is listed under another name")
+            postings = transaction.cursor(tables[POSTINGS])
+            for name, value in labels.items():
+                if not postings.set_key_dup(posting_key(name, value), pack_u64(number)):
+                    raise CorruptionError(f"the index lacks {name!r} of series {labels.id!r}")
+                expected += 1
+        if transaction.stat(tables[POSTINGS])["entries"] != expected:
+            raise CorruptionError("the index lists series that the catalogue does not")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -28,6 +29,7 @@ from tsengine.model import (
     GroupedBatch,
     Int64Array,
     Labels,
+    PointLike,
     ProducerMark,
     SeriesBatch,
     TimestampLike,
@@ -40,7 +42,7 @@ from tsengine.model import (
 from tsengine.options import STORE_OPTIONS, Converter, choice, positive_integer, seconds
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
-from tsengine.staging import receipt_of
+from tsengine.staging import judge_point, receipt_of
 
 SCAN_ROWS: Final = 1 << 18
 """Rows that one step of a scan holds: 4 MiB of columns."""
@@ -115,6 +117,7 @@ class LmdbEngine(Engine):
     def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
         store = self._store
         with store.commit_lock:
+            _ = store.manifest  # read anew where that is due, before a transaction is open
             with store.moment() as (transaction, manifest):
                 if mark is not None:
                     known = store.mark(transaction, mark.producer)
@@ -162,6 +165,7 @@ class LmdbEngine(Engine):
     def _delete(self, selector: Selector, start: int, end: int) -> int:
         store = self._store
         with store.commit_lock:
+            _ = store.manifest
             with store.moment() as (transaction, manifest):
                 numbers = np.sort(store.catalogue.resolve(transaction, selector))
             if not len(numbers):
@@ -207,6 +211,14 @@ class LmdbEngine(Engine):
         )
 
     # What can be answered better than by the primitives.
+
+    def validate_point(self, point: PointLike) -> DataPoint:
+        self._check_writable()
+        # In a store of floats no float can be of the wrong kind: that saves a transaction for
+        # each new series, which is a third of what it costs to write its first point.
+        is_float = type(point) is DataPoint and type(point.value) is float
+        kind_of = _no_kind if is_float and self._store.only_floats else self._kind
+        return DataPoint(*judge_point(point, self.rules, self.options.duplicate_policy, kind_of))
 
     def query(
         self,
@@ -288,12 +300,16 @@ class LmdbEngine(Engine):
                 f"{target} cannot take a snapshot: {error.strerror}; give a path that does not "
                 "exist in a directory that does"
             ) from error
-        self._store.environment.copy(target)
-        data = target / "data.mdb"
-        data.chmod(0o600)
-        sync_file(data)
-        sync_directory(target)
-        sync_directory(target.absolute().parent)
+        try:
+            self._store.environment.copy(target)
+            data = target / "data.mdb"
+            data.chmod(0o600)
+            sync_file(data)
+            sync_directory(target)
+            sync_directory(target.absolute().parent)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)  # no torso that opens, or is in the way
+            raise
 
     def check(self) -> None:
         self._check_open()
@@ -421,6 +437,10 @@ class LmdbEngine(Engine):
         row = -1 if newest else 0
         batch = _batch(Labels(), number, piece)
         return int(batch.timestamps[row]), batch.values.tolist()[row]
+
+
+def _no_kind(_: Labels) -> ValueKind | None:
+    return None
 
 
 def _batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:

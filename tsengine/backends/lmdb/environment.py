@@ -73,8 +73,10 @@ class ReadTransaction:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._transaction.abort()
-        self._environment._end_read()
+        try:
+            self._transaction.abort()
+        finally:
+            self._environment._end_read()
         if isinstance(error, lmdb.Error):
             raise translate(error, self._environment.path) from error
 
@@ -84,7 +86,7 @@ class Environment:
 
     Args:
         path: the directory; its leaf is created where missing.
-        tables: names of the tables; those with True hold sorted fixed-size duplicates.
+        tables: names of the tables; those with True hold sorted duplicates.
         read_only: open for reading beside a writer of another process.
         durable: whether a commit is on disk when it returns; otherwise a power cut may
             take the last one (`metasync=False`), never the store.
@@ -247,8 +249,12 @@ class Environment:
             sync_directory(self.path)
         finally:
             _remove_scratch(self.path)
-            self._lmdb = _open_lmdb(self.path, read_only=False, durable=self._durable)
-            self._open_tables()
+            self._lmdb.close()  # a second time does nothing
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self._lmdb = _open_lmdb(self.path, read_only=self.read_only, durable=self._durable)
+        self._open_tables()
 
     def clear_dead_readers(self) -> int:
         """Free the reader slots of processes that died; gives their number."""
@@ -296,7 +302,13 @@ class Environment:
             try:
                 self._lmdb.set_mapsize(size)
             except lmdb.Error as error:
-                raise translate(error, self.path) from error
+                # LMDB has unmapped the file by now and is of no use any more.
+                self._lmdb.close()
+                self._reopen()
+                raise StorageError(
+                    f"{self.path}: the map cannot grow to {size} bytes ({error}); raise the "
+                    "limit of the process's address space"
+                ) from error
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -315,8 +327,9 @@ class Environment:
             self.tables: dict[str, Table] = {
                 name: self._lmdb.open_db(
                     name.encode(),
+                    # Not dupfixed as well: LMDB 0.9.36 crashes when it writes a compacted copy
+                    # of a table with more fixed-size duplicates of one key than fit a page.
                     dupsort=duplicates,
-                    dupfixed=duplicates,
                     create=not self.read_only,
                 )
                 for name, duplicates in self._table_names

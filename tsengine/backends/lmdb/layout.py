@@ -34,7 +34,7 @@ TABLES: Final = (
     (POSTINGS, True),
     (PRODUCERS, False),
 )
-"""Name of each table, and whether it holds sorted fixed-size duplicates."""
+"""Name of each table, and whether it holds sorted duplicates."""
 
 KEY_BYTES_MAX: Final = 500
 """Longest key used; LMDB's keys end at 511 bytes. Longer texts are hashed."""

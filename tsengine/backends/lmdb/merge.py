@@ -104,13 +104,14 @@ class Totals:
         self.series_first = min(self.series_first, int(columns.series[0]))
         self.series_last = max(self.series_last, int(columns.series[-1]))
 
-    def run(self, number: int, level: int, sequences: tuple[int, int]) -> Run:
+    def run(self, number: int, level: int, sequences: tuple[int, int], deletes_applied: int) -> Run:
         """Give the manifest's entry."""
         return Run(
             number,
             level,
             self.blocks,
             *sequences,
+            deletes_applied,
             self.rows,
             self.t_min,
             self.t_max,
@@ -311,6 +312,7 @@ class Merge:
         self._sources = [
             _Input(reader, run, list(manifest.deletes_after(run))) for run in self.inputs
         ]
+        self._deletes_applied = manifest.state.sequence
         self._totals = Totals()
         self._kinds = list(ValueKind)
         self._builder: BlockBuilder | None = None
@@ -335,6 +337,7 @@ class Merge:
             self.number,
             1 + max(run.level for run in self.inputs),
             (self.inputs[0].sequence_first, self.inputs[-1].sequence_last),
+            self._deletes_applied,
         )
 
     def _merge_some(self, kind: ValueKind) -> tuple[list[tuple[bytes, bytes]], bool]:

@@ -22,7 +22,7 @@ from tsengine.backends.lmdb.layout import DELETES, META, RUNS, pack_u64, unpack_
 from tsengine.errors import CorruptionError
 from tsengine.model import Int64Array
 
-_RUN: Final = struct.Struct("<IIQQQqqQQQ")
+_RUN: Final = struct.Struct("<IIQQQQqqQQQ")
 _STATE: Final = struct.Struct("<QQQQQq")
 STATE_KEY: Final = b"state"
 
@@ -36,6 +36,8 @@ class Run:
         level: 0 for what a flush wrote; merging raises it.
         blocks: how many blocks.
         sequence_first, sequence_last: the commits that it holds.
+        deletes_applied: deletes up to this sequence hide none of its rows: it was written
+            later, or merging has dropped what they hid.
         rows: how many rows.
         t_min, t_max: earliest and latest timestamp.
         series_first, series_last: lowest and highest series number.
@@ -47,6 +49,7 @@ class Run:
     blocks: int
     sequence_first: int
     sequence_last: int
+    deletes_applied: int
     rows: int
     t_min: int
     t_max: int
@@ -61,6 +64,7 @@ class Run:
             self.blocks,
             self.sequence_first,
             self.sequence_last,
+            self.deletes_applied,
             self.rows,
             self.t_min,
             self.t_max,
@@ -132,7 +136,7 @@ class DeleteEvent:
 
     def touches(self, run: Run) -> bool:
         """Whether the run may hold rows that the delete hides."""
-        if run.sequence_last >= self.sequence or not run.overlaps(self.start, self.end):
+        if run.deletes_applied >= self.sequence or not run.overlaps(self.start, self.end):
             return False
         place = int(self.series.searchsorted(run.series_first))
         return place < len(self.series) and int(self.series[place]) <= run.series_last
@@ -322,5 +326,8 @@ class Retired:
     @classmethod
     def unpack(cls, number: int, row: bytes | memoryview) -> Retired:
         """Read a row."""
-        version, at_ns = msgpack.unpackb(row)
+        try:
+            version, at_ns = msgpack.unpackb(row)
+        except (ValueError, TypeError) as error:
+            raise CorruptionError(f"the row of retired run {number} is damaged") from error
         return cls(number, version, at_ns)

@@ -52,7 +52,12 @@ def acquire(
                 shared_here.users += 1
                 return shared_here
         store = Store(path, settings, options, given, clock_ns)
-        opened = _open_stores[_identity(path)] = Shared(store, Upkeep(store))
+        try:
+            opened = Shared(store, Upkeep(store))
+            _open_stores[_identity(path)] = opened
+        except BaseException:
+            store.close()
+            raise
         return opened
 
 

@@ -112,9 +112,10 @@ class Store:
             self.commit_lock = threading.RLock()  # guards _manifest and _is_sure
             with self.environment.read() as transaction:
                 self._manifest = Manifest.load(transaction, self.environment.tables)
+                self._only_floats = self.catalogue.holds_only_floats(transaction)
             self._is_sure = True  # whether _manifest is what the last commit left
             self._seen = self._manifest  # what some reader saw last; whose does not matter
-            self._retention_clock = ForwardClock(clock_ns)
+            self._retention_clock = ForwardClock(clock_ns, self._manifest.state.last_write_ns)
         except BaseException:
             self.environment.close()
             raise
@@ -166,6 +167,8 @@ class Store:
             first: called with the transaction of that moment.
         """
         while True:
+            if not self.settings.read_only:
+                _ = self.manifest  # reads it anew where the last commit's outcome is unknown
             with self.environment.read() as transaction:
                 manifest = self.manifest_of(transaction)
                 version = manifest.state.version
@@ -218,9 +221,15 @@ class Store:
                     self._reload()
         return self._manifest
 
+    @property
+    def only_floats(self) -> bool:
+        """Whether no series of this store can hold anything but floats."""
+        return self._only_floats and self._is_sure
+
     def _reload(self) -> None:
         with self.environment.read() as transaction:
             self._manifest = Manifest.load(transaction, self.environment.tables)
+            self._only_floats = self.catalogue.holds_only_floats(transaction)
         self.catalogue.cache = NumberCache(self._manifest.state.catalogue_epoch)
         self._is_sure = True
 
@@ -247,10 +256,10 @@ class Store:
 
         try:
             transaction_id = self.environment.write(write)
-        except BaseException:
+            self._manifest = replace(manifest, transaction_id=transaction_id)
+        except BaseException:  # an interrupt may come between the two as well
             self._is_sure = False
             raise
-        self._manifest = replace(manifest, transaction_id=transaction_id)
 
     def add_run(
         self,
@@ -281,8 +290,10 @@ class Store:
             blocks, level = self._raw_blocks(number, columns, totals), 0
         runs = list(before.runs)
         if blocks:
-            runs.append(totals.run(number, level, (sequence, sequence)))
+            runs.append(totals.run(number, level, (sequence, sequence), sequence))
         created = sum(map(len, newcomers.values()))
+        if not blocks and not created and mark is None:
+            return  # every point was refused
         state = replace(
             state,
             sequence=sequence,
@@ -308,6 +319,7 @@ class Store:
             # Copies: the columns may be the caller's own arrays.
             self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
         cache = self.numbers()
+        self._only_floats = self._only_floats and newcomers.keys() <= {ValueKind.FLOAT}
         for kind, labels in newcomers.items():
             cache.add_all(labels, registered[kind])
 
@@ -339,7 +351,11 @@ class Store:
             gone = set(numbers)
             self.catalogue.cache = NumberCache(
                 state.catalogue_epoch,
-                {labels: number for labels, number in kept.numbers.items() if number not in gone},
+                {
+                    labels: number
+                    for labels, number in kept.numbers.copy().items()  # readers add to it
+                    if number not in gone
+                },
             )
 
     def shrink(self) -> str:

@@ -26,6 +26,7 @@ from tsengine.backends.lmdb.layout import (
 from tsengine.backends.lmdb.merge import RUNS_DUE, Merge, delete_blocks, plan
 from tsengine.backends.lmdb.runs import Manifest, Retired, Run
 from tsengine.backends.lmdb.store import Store
+from tsengine.errors import CorruptionError
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,20 @@ class RemovedSeries:
     at_ns: int
     numbers: tuple[int, ...]
 
+    @classmethod
+    def unpack(cls, key: int, row: bytes | memoryview) -> RemovedSeries:
+        """Read the row that `Store.delete` wrote.
+
+        Raises:
+            CorruptionError: it is damaged.
+        """
+        try:
+            version, at_ns, packed = msgpack.unpackb(row)
+            numbers = tuple(np.frombuffer(packed, np.int64).tolist())
+        except (ValueError, TypeError) as error:
+            raise CorruptionError(f"the row of removed series {key} is damaged") from error
+        return cls(key, version, at_ns, numbers)
+
 
 class Upkeep:
     """The upkeep of one store.
@@ -62,6 +77,8 @@ class Upkeep:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._is_paused = False  # merging, from a failure to the next commit
+        self._is_stale = False  # whether _retired and _removed are to be read anew
         self.error: Exception | None = None
         if store.settings.read_only:
             return
@@ -79,6 +96,7 @@ class Upkeep:
 
     def after_commit(self) -> None:
         """Do, or have done, what a commit made due."""
+        self._is_paused = False
         if self._store.settings.merging == "inline":
             # What is committed stays committed: a merge that fails is not the writer's error.
             self._guard(self._work_off)
@@ -129,6 +147,7 @@ class Upkeep:
         except Exception as error:
             logger.exception("upkeep of %s failed", self._store.environment.path)
             self.error = error
+            self._is_paused = True
             with self._working:
                 self._drop_merges()
         else:
@@ -151,7 +170,7 @@ class Upkeep:
         """Do one step of what is due; whether more may be."""
         self._retire_expired()
         busy = {run for merge in self._merges for run in merge.inputs}
-        inputs = plan(self._store.manifest.runs, busy)
+        inputs = [] if self._is_paused else plan(self._store.manifest.runs, busy)
         if inputs:
             self._begin(inputs)
         if self._merges:
@@ -266,18 +285,20 @@ class Upkeep:
         )
 
     def _drop_merges(self) -> None:
-        self._retired += [Retired(merge.number, 0, 0) for merge in self._merges]
+        # Which of their runs are to be swept only the table knows, where the last commit of
+        # a merge may have happened or not.
         self._merges.clear()
+        self._is_stale = True
 
     def _load_retired(self) -> None:
-        """Read what an earlier life of the store left to sweep."""
+        """Read what is to be swept: what an earlier life of the store left, or a failure."""
+        self._retired.clear()
+        self._removed.clear()
         with self._store.environment.read() as transaction:
             for key, row in transaction.cursor(self._store.environment.tables[RETIRED]):
                 number = unpack_u64(key)
                 if number & REMOVED_SERIES:
-                    version, at_ns, packed = msgpack.unpackb(row)
-                    numbers = tuple(np.frombuffer(packed, np.int64).tolist())
-                    self._removed.append(RemovedSeries(number, version, at_ns, numbers))
+                    self._removed.append(RemovedSeries.unpack(number, row))
                 else:
                     self._retired.append(Retired.unpack(number, row))
 
@@ -292,6 +313,9 @@ class Upkeep:
 
     def _sweep(self) -> bool:
         """Delete some blocks that nobody reads; whether there are more."""
+        if self._is_stale:
+            self._load_retired()
+            self._is_stale = False
         if not self._retired and not self._removed:
             return False
         store = self._store

@@ -153,9 +153,12 @@ def _number(
     numbers = np.fromiter(known, np.int64, len(batch.labels))
     newcomers: list[Labels] = []
     next_number = next_series + (kind << KIND_SHIFT)
-    for index in np.flatnonzero(numbers == 0).tolist():
+    unknown = np.flatnonzero(numbers == 0).tolist()
+    # Where the cache holds every series of the store, what it does not hold is new.
+    is_complete = bool(unknown) and len(cache.numbers) == store.catalogue.count(transaction)
+    for index in unknown:
         labels = batch.labels[index]
-        number = store.catalogue.look_up(transaction, labels, cache)
+        number = None if is_complete else store.catalogue.look_up(transaction, labels, cache)
         if number is None:
             number = next_number + len(newcomers)
             newcomers.append(labels)
