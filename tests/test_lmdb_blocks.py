@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tsengine.backends.lmdb.blocks import (
     HEADER_BYTES,
+    PROBE_EVERY,
     RAW_BLOCK_BYTES,
+    NumberPacker,
     decode,
     encode,
     read_header,
@@ -74,7 +76,7 @@ def assert_same(actual: Columns, expected: Columns) -> None:
 def test_rows_come_back(given_columns: tuple[ValueKind, Columns], compress: bool) -> None:
     """What is encoded decodes to the same rows, bit for bit, raw and packed."""
     kind, columns = given_columns
-    key, block = encode(7, kind, columns, compress=compress)
+    key, block = encode(7, kind, columns, packer=NumberPacker() if compress else None)
     verify(key, block)
     header = read_header(key, block)
     assert_same(decode(key, block, header), columns)
@@ -90,7 +92,7 @@ def test_no_flipped_bit_passes(
 ) -> None:
     """Any single flipped bit of a block or its key is refused."""
     kind, columns = given_columns
-    key, block = encode(7, kind, columns, compress=compress)
+    key, block = encode(7, kind, columns, packer=NumberPacker() if compress else None)
     whole = bytearray(key + block)
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     whole[bit // 8] ^= 1 << bit % 8
@@ -105,7 +107,7 @@ def test_damage_behind_a_right_checksum_is_typed(
 ) -> None:
     """Bytes that do not decode raise CorruptionError and nothing else, whatever they say."""
     kind, columns = given_columns
-    key, block = encode(7, kind, columns, compress=compress)
+    key, block = encode(7, kind, columns, packer=NumberPacker() if compress else None)
     damaged = bytearray(block)
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(damaged) - 1))
@@ -121,7 +123,7 @@ def test_damage_behind_a_right_checksum_is_typed(
 def test_integer_sums_in_headers_are_exact(values: list[int]) -> None:
     """The sum of an int block is exact to 128 bits."""
     columns = _one_series(ValueKind.INT, np.array(values, np.int64))
-    key, block = encode(1, ValueKind.INT, columns, compress=True)
+    key, block = encode(1, ValueKind.INT, columns, packer=NumberPacker())
     header = read_header(key, block)
     assert int.from_bytes(header.sum, "little", signed=True) == sum(values)
     assert struct.unpack("<q", header.min)[0] == min(values)
@@ -131,7 +133,7 @@ def test_integer_sums_in_headers_are_exact(values: list[int]) -> None:
 def test_statistics_leave_nan_out() -> None:
     """Min, max and sum of a float block are those of its numbers."""
     columns = _one_series(ValueKind.FLOAT, np.array([np.nan, 2.0, -1.0, np.nan]))
-    key, block = encode(1, ValueKind.FLOAT, columns, compress=True)
+    key, block = encode(1, ValueKind.FLOAT, columns, packer=NumberPacker())
     header = read_header(key, block)
     assert header.nan_count == 2
     assert struct.unpack("<d", header.min) == (-1.0,)
@@ -142,7 +144,7 @@ def test_statistics_leave_nan_out() -> None:
 def test_regular_timestamps_cost_nothing() -> None:
     """A series at a fixed step takes a few bytes for its times, whatever its length."""
     columns = _one_series(ValueKind.FLOAT, np.zeros(10_000))
-    _, block = encode(1, ValueKind.FLOAT, columns, compress=True)
+    _, block = encode(1, ValueKind.FLOAT, columns, packer=NumberPacker())
     assert len(block) < HEADER_BYTES + 100
 
 
@@ -171,8 +173,21 @@ def test_raw_blocks_stay_small(rows_per_series: int) -> None:
         np.arange(len(counts)) + (1 << KIND_SHIFT), offsets, np.arange(rows), np.zeros(rows)
     )
     for piece in split_raw(ValueKind.FLOAT, columns, 16_384):
-        _, block = encode(1, ValueKind.FLOAT, piece, compress=False)
+        _, block = encode(1, ValueKind.FLOAT, piece, packer=None)
         assert len(block) <= RAW_BLOCK_BYTES
+
+
+def test_packing_follows_the_data() -> None:
+    """A packer loses little on data that changes its nature, and takes it up again."""
+    generator = np.random.default_rng(1)
+    walk = generator.normal(size=5_000).cumsum()
+    noise = generator.normal(size=5_000)
+    packer = NumberPacker()
+    for column in (walk, noise, walk):
+        best = len(NumberPacker().pack(column))
+        sizes = [len(packer.pack(column)) for _ in range(PROBE_EVERY + 1)]
+        assert max(sizes) < 1.1 * best
+        assert sizes[-1] == best
 
 
 def test_a_bomb_is_refused_by_what_it_declares() -> None:
@@ -180,7 +195,7 @@ def test_a_bomb_is_refused_by_what_it_declares() -> None:
     values = np.empty(100, dtype=object)
     values[:] = [b"\xc0" * 50] * 100
     columns = _one_series(ValueKind.OBJECT, cast("ValueArray", values))
-    key, block = encode(1, ValueKind.OBJECT, columns, compress=True)
+    key, block = encode(1, ValueKind.OBJECT, columns, packer=NumberPacker())
     header = read_header(key, block)
     at = HEADER_BYTES + header.segment_bytes + header.time_bytes
     bomb = block[:at] + struct.pack("<Q", 1 << 40) + block[at + 8 :]

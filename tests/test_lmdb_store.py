@@ -28,6 +28,7 @@ from tsengine.errors import (
     StoreInUseError,
     StoreOptionError,
     StorePathError,
+    UnknownOptionError,
 )
 from tsengine.model import GroupedBatch, Labels, ProducerMark
 
@@ -661,3 +662,86 @@ def test_a_buffer_leaves_alone_what_its_thread_staged(path: Path) -> None:
             buffer.flush()
         assert engine.flush_buffer().accepted == 1
         assert buffer.flush().accepted == 1
+
+
+def test_large_objects_survive_merging(path: Path) -> None:
+    """Objects whose block would be too large to be read are cut into more blocks."""
+    large = ["x" * 60_000 for _ in range(1_500)]
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write((A, row + 1, f"{row}{text}") for row, text in enumerate(large))
+        engine.compact()
+        engine.check()
+        (batch,) = engine.query(A)
+        assert [text[:4] for text in batch.values.tolist()[:3]] == ["0xxx", "1xxx", "2xxx"]
+        assert len(batch) == 1_500
+
+
+def test_blocks_are_never_too_long_to_be_read(path: Path) -> None:
+    """block_points beyond what a reader accepts is refused."""
+    with pytest.raises(UnknownOptionError, match="at most 1048576"):
+        LmdbEngine(str(path), block_points=1 << 21)
+
+
+@pytest.mark.parametrize("where", ["inline", "compact"])
+def test_an_interrupted_merge_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A merge that an interrupt ends in the middle never goes on; its rows stay."""
+    monkeypatch.setattr(merge, "STEP_ROWS", 64)
+    monkeypatch.setattr(merge, "RUNS_DUE", 8)
+    merging = "inline" if where == "inline" else "manual"
+    with LmdbEngine(str(path), merging=merging, block_points=16) as engine:
+        put, calls = merge.Merge._put, [0]
+
+        def interrupted(self: merge.Merge, blocks: list[tuple[bytes, bytes]]) -> None:
+            calls[0] += 1
+            if calls[0] == 2:
+                raise KeyboardInterrupt
+            put(self, blocks)
+
+        monkeypatch.setattr(merge.Merge, "_put", interrupted)
+        for commit in range(12):
+            with contextlib.suppress(KeyboardInterrupt):
+                engine.write(
+                    (labels, 1 + commit * 20 + row, 1.0) for labels in SERIES for row in range(20)
+                )
+            if where == "compact" and commit == 6:
+                with pytest.raises(KeyboardInterrupt):
+                    engine.compact()
+        assert calls[0] >= 2  # the interrupt came
+        assert engine.count() == 12 * 20 * len(SERIES)
+        engine.compact()
+        engine.check()
+        assert engine.count() == 12 * 20 * len(SERIES)
+        assert engine.stats().details["runs_to_sweep"] == 0
+
+
+def test_a_long_series_among_short_ones_is_scanned_in_pieces(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long series among many short ones does not come whole."""
+    monkeypatch.setattr("tsengine.backends.lmdb.engine.SCAN_ROWS", 1_000)
+    with LmdbEngine(str(path), merging="manual", block_points=100) as engine:
+        engine.write_series(SERIES[7], np.arange(1, 20_001), np.arange(20_000.0))
+        engine.write((Labels("short", n=str(number)), 1, 1.0) for number in range(2_000))
+        engine.compact()
+        pieces = list(engine.scan())
+        assert max(map(len, pieces)) <= 4_000
+        assert sum(map(len, pieces)) == 22_000
+        ids = [piece.labels.id for piece in pieces]
+        assert ids == sorted(ids)
+
+
+def test_listing_goes_on_while_series_are_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that began before a delete lists what there was."""
+    monkeypatch.setattr("tsengine.backends.lmdb.engine.SCAN_ROWS", 5)
+    with LmdbEngine(str(path), merging="inline") as engine:
+        commits(engine, 1)
+        listing = engine.series()
+        first = next(listing)
+        engine.delete()
+        engine.compact()
+        assert sorted([first, *listing], key=str) == sorted(SERIES, key=str)
+        assert list(engine.series()) == []

@@ -19,6 +19,10 @@ from tsengine.model import INT64_MAX, INT64_MIN, PointRules, ValueKind, duration
 Converter: TypeAlias = Callable[[object], object]
 
 
+SECONDS_MAX = 1e9
+"""Most seconds of a setting: thirty years, which fit int64 nanoseconds."""
+
+
 def boolean(value: object) -> bool:
     """Convert True, False, or the text true, false, 1, 0."""
     if isinstance(value, bool):
@@ -43,9 +47,21 @@ def seconds(value: object) -> float:
         number = float(value) if isinstance(value, (str, int, float)) else -1.0
     except ValueError:
         number = -1.0
-    if isinstance(value, bool) or not 0 <= number < float("inf"):
-        raise UnknownOptionError(f"{value!r} is no number of seconds")
+    if isinstance(value, bool) or not 0 <= number <= SECONDS_MAX:
+        raise UnknownOptionError(f"{value!r} is no number of seconds from 0 to {SECONDS_MAX:.0f}")
     return number
+
+
+def at_most(bound: int, convert: Callable[[object], int]) -> Callable[[object], int]:
+    """Make a converter with an upper bound."""
+
+    def convert_bounded(value: object) -> int:
+        number = convert(value)
+        if number > bound:
+            raise UnknownOptionError(f"{value!r} is too large, at most {bound}")
+        return number
+
+    return convert_bounded
 
 
 def choice(*known: str) -> Callable[[object], str]:

@@ -1,5 +1,6 @@
 """The words of the package: labels, points, batches, receipts, value kinds, time.
 
+    absent.py    masked, NA and null elements of other libraries' columns
     labels.py    Labels, the identity of a series
     time.py      timestamps, durations, half-open ranges
     values.py    value kinds and what fits them

@@ -18,6 +18,7 @@ from tsengine.errors import (
     TimestampError,
     UnknownOptionError,
 )
+from tsengine.model.absent import absent_rows
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -96,9 +97,14 @@ def timestamp_array(moments: object) -> npt.NDArray[np.int64]:
         )
     if isinstance(moments, (list, tuple)) or getattr(moments, "dtype", None) == np.dtype(object):
         return _timestamps_one_by_one(list(moments))  # type: ignore[call-overload]  # has __len__
+    absent = [] if type(moments) is np.ndarray else absent_rows(moments)
+    if absent:
+        raise TimestampError(f"timestamps[{absent[0]}] is masked or null", indices=absent)
     array = np.asarray(moments)
     if array.ndim != 1:
         raise BatchShapeError(f"timestamps must have one dimension, not shape {array.shape}")
+    if array.dtype == object:  # pandas gives times with a zone as an array of them
+        return _timestamps_one_by_one(array.tolist())
     if array.dtype == np.int64:
         return np.ascontiguousarray(array)
     if array.dtype.kind == "M":

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsengine.errors import BatchShapeError, ValueKindError
+from tsengine.model.absent import absent_rows
 from tsengine.model.time import INT64_MAX, INT64_MIN
 
 OBJECT_BYTES_MAX: Final = 65_536
@@ -107,6 +108,11 @@ def kind_of_array(values: object) -> tuple[ValueKind | None, npt.NDArray[np.gene
         raise BatchShapeError(f"values must be a one-dimensional array or sequence, not {values!r}")
     if isinstance(values, (list, tuple)):
         return _kind_of_sequence(values)
+    absent = [] if type(values) is np.ndarray else absent_rows(values)
+    if absent:
+        raise ValueKindError(
+            f"values[{absent[0]}] is masked or null; leave the point out", indices=absent
+        )
     array = np.asarray(values)
     if array.ndim != 1:
         raise BatchShapeError(f"values must have one dimension, not shape {array.shape}")

@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 import lmdb
 import numpy as np
 
+from tsengine.backends.lmdb.blocks import ROWS_MAX
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.checking import check_store
 from tsengine.backends.lmdb.environment import sync_directory, sync_file
@@ -39,7 +40,7 @@ from tsengine.model import (
     timestamp_range,
     unpack_object,
 )
-from tsengine.options import STORE_OPTIONS, Converter, choice, positive_integer, seconds
+from tsengine.options import STORE_OPTIONS, Converter, at_most, choice, positive_integer, seconds
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
 from tsengine.staging import judge_point, receipt_of
@@ -82,7 +83,7 @@ class LmdbEngine(Engine):
         **STORE_OPTIONS,
         "durability": choice("commit", "relaxed"),
         "merging": choice("background", "inline", "manual"),
-        "block_points": positive_integer,
+        "block_points": at_most(ROWS_MAX, positive_integer),
         "snapshot_age_max": seconds,
     }
 
@@ -90,8 +91,10 @@ class LmdbEngine(Engine):
         self, location: str, *, clock_ns: Callable[[], int] = time.time_ns, **options: object
     ) -> None:
         super().__init__(os.fspath(location), clock_ns=clock_ns, **options)
-        if not self.location:
-            raise StorePathError("a store needs a path, as in lmdb:///var/lib/app/metrics")
+        if not self.location or "\0" in self.location:
+            raise StorePathError(
+                f"a store needs a path, as in lmdb:///var/lib/app/metrics, not {self.location!r}"
+            )
         own = dict(self.backend_options)
         age = own.pop("snapshot_age_max", None)
         if age is not None:
@@ -142,15 +145,17 @@ class LmdbEngine(Engine):
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
         store = self._store
-        with store.moment() as (transaction, _):
-            numbers = store.catalogue.resolve(transaction, selector)
-        for start in range(0, len(numbers), SCAN_ROWS):
-            with store.environment.read() as transaction:
-                chunk = [
-                    store.catalogue.labels(transaction, number)
-                    for number in numbers[start : start + SCAN_ROWS].tolist()
-                ]
-            yield from chunk
+        with store.pinned(lambda transaction: store.catalogue.resolve(transaction, selector)) as (
+            _,
+            numbers,
+        ):
+            for start in range(0, len(numbers), SCAN_ROWS):
+                with store.environment.read() as transaction:
+                    chunk = [
+                        store.catalogue.labels(transaction, number)
+                        for number in numbers[start : start + SCAN_ROWS].tolist()
+                    ]
+                yield from chunk
 
     def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
         store = self._store
@@ -361,14 +366,23 @@ class LmdbEngine(Engine):
     ) -> Iterator[SeriesBatch]:
         """Read many short series at once, and give them in the order of `numbers`."""
         store = self._store
+        if len(numbers) == 1:
+            yield from self._scan_series(manifest, int(numbers[0]), start, end)
+            return
         with store.environment.read() as transaction:
             store.check_runs(transaction, manifest)
             parts = store.reader.read_many(
-                transaction, manifest, np.sort(numbers), start, end, store.options.duplicate_policy
+                transaction,
+                manifest,
+                np.sort(numbers),
+                start,
+                end,
+                store.options.duplicate_policy,
+                rows_max=4 * SCAN_ROWS,
             )
             found = {
                 number: (part, place)
-                for part in parts
+                for part in parts or ()
                 for place, number in enumerate(part.series.tolist())
             }
             order = [
@@ -376,6 +390,11 @@ class LmdbEngine(Engine):
                 for number in numbers.tolist()
                 if number in found
             ]
+        if parts is None:  # some of them are long after all
+            middle = len(numbers) // 2
+            yield from self._scan_together(manifest, numbers[:middle], start, end)
+            yield from self._scan_together(manifest, numbers[middle:], start, end)
+            return
         for number, labels in order:
             part, place = found[number]
             rows = slice(int(part.offsets[place]), int(part.offsets[place + 1]))

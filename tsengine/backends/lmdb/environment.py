@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import shutil
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -40,6 +39,9 @@ MAP_BYTES_MIN: Final = 1 << 24
 READERS_MAX: Final = 512
 """Slots for read transactions of all processes; LMDB's own default of 126 is soon taken."""
 
+LOCK_FILE_BYTES: Final = 40_960
+"""64 bytes a reader and LMDB's header, in whole pages."""
+
 WRITER_LOCK: Final = "writer.lock"
 READERS_LOCK: Final = "readers.lock"
 SCRATCH: Final = "compacting"
@@ -64,8 +66,12 @@ class ReadTransaction:
         self._environment = environment
 
     def __enter__(self) -> lmdb.Transaction:
-        self._transaction = self._environment._begin_read()
+        self._transaction = self._environment._begin_read(id(self))
         return self._transaction
+
+    def __del__(self) -> None:
+        # An interrupt may come between any two steps of entering and leaving.
+        self._environment._readers.discard(id(self))
 
     def __exit__(
         self,
@@ -76,7 +82,7 @@ class ReadTransaction:
         try:
             self._transaction.abort()
         finally:
-            self._environment._end_read()
+            self._environment._end_read(id(self))
         if isinstance(error, lmdb.Error):
             raise translate(error, self._environment.path) from error
 
@@ -109,7 +115,7 @@ class Environment:
         self._locks: list[int] = []
         self._gate_lock = threading.Lock()  # guards _readers, _shut and _closed
         self._gate = threading.Condition(self._gate_lock)  # waited at by those shut out
-        self._readers = 0
+        self._readers: set[int] = set()  # by identity, so that leaving twice is leaving once
         self._shut = False
         self._closed = False
         self._write_lock = threading.Lock()  # guards LMDB's one write transaction
@@ -142,7 +148,7 @@ class Environment:
         that here would end it there; the child then cannot open this path.
         """
         self._close_locks()
-        if self._readers == 0 and not self._write_lock.locked():
+        if not self._readers and not self._write_lock.locked():
             self._lmdb.close()
 
     def read(self) -> ReadTransaction:
@@ -232,6 +238,10 @@ class Environment:
                     reopened(transaction)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StorageFullError(f"the disk that holds {self.path} is full") from error
+            raise
         finally:
             os.close(lock)
         return ""
@@ -260,31 +270,31 @@ class Environment:
         """Free the reader slots of processes that died; gives their number."""
         return int(self._lmdb.reader_check())
 
-    def _begin_read(self) -> lmdb.Transaction:
+    def _begin_read(self, reader: int) -> lmdb.Transaction:
         with self._gate_lock:
             while self._shut:
                 self._gate.wait()
             self._check_open_locked()
-            self._readers += 1
+            self._readers.add(reader)
         try:
             return self._lmdb.begin(buffers=True)
         except lmdb.MapResizedError:
-            self._end_read()
+            self._end_read(reader)
             with self._write_lock:
                 self._resize_map(0)
-            return self._begin_read()
+            return self._begin_read(reader)
         except lmdb.ReadersFullError as error:
-            self._end_read()
+            self._end_read(reader)
             if self.clear_dead_readers():
-                return self._begin_read()
+                return self._begin_read(reader)
             raise translate(error, self.path) from error
         except lmdb.Error as error:
-            self._end_read()
+            self._end_read(reader)
             raise translate(error, self.path) from error
 
-    def _end_read(self) -> None:
+    def _end_read(self, reader: int) -> None:
         with self._gate_lock:
-            self._readers -= 1
+            self._readers.discard(reader)
             if self._shut and not self._readers:
                 self._gate.notify_all()
 
@@ -316,7 +326,9 @@ class Environment:
         with self._gate_lock:
             self._shut = True
             try:
-                self._gate.wait_for(lambda: self._readers == 0)
+                # Mostly told; but a reader that an interrupt ended goes without a word.
+                while not self._gate.wait_for(lambda: not self._readers, timeout=0.1):
+                    pass
                 yield
             finally:
                 self._shut = False
@@ -411,10 +423,12 @@ def _prepare_directory(path: Path, *, read_only: bool) -> None:
             return
         if not path.is_dir():
             raise StorePathError(f"{path} is a file; a store is a directory")
-        present = {entry.name for entry in os.scandir(path)}
-        for name in present & _FILES:
-            if stat.S_ISLNK(os.lstat(path / name).st_mode):
-                raise StorePathError(f"{path / name} is a symbolic link; a store has none")
+        present = set()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                present.add(entry.name)
+                if entry.name in _FILES and entry.is_symlink():
+                    raise StorePathError(f"{entry.path} is a symbolic link; a store has none")
         if "data.mdb" not in present:
             if read_only:
                 raise StorePathError(f"{path} holds no store; a store is created by a writer")
@@ -431,6 +445,8 @@ def _prepare_directory(path: Path, *, read_only: bool) -> None:
 
 def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environment:
     is_new = not (path / "data.mdb").exists()
+    if not read_only:
+        _allocate_lock_file(path)
     size = MAP_BYTES
     while True:
         try:
@@ -458,6 +474,25 @@ def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environmen
             sync_directory(path)
             sync_directory(path.parent)
         return environment
+
+
+def _allocate_lock_file(path: Path) -> None:
+    """Give the table of readers its disk blocks, before LMDB maps it.
+
+    LMDB leaves the file sparse: on a full disk a reader whose slot lies on a page without a
+    block would die by SIGBUS. Done while this process has no lock on the file, since to close
+    a descriptor of it drops those.
+    """
+    try:
+        file = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(file, 0, max(os.fstat(file).st_size, LOCK_FILE_BYTES))
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageFullError(f"the disk that holds {path} is full") from error
+        raise StorePathError(f"{path} cannot hold a store: {error.strerror}") from error
 
 
 def _is_about_memory(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 import lmdb
 import numpy as np
 
-from tsengine.backends.lmdb.blocks import encode
+from tsengine.backends.lmdb.blocks import NumberPacker, encode, split_packed
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.columns import Columns, combine, group_rows
 from tsengine.backends.lmdb.environment import Environment, Table
@@ -134,6 +134,7 @@ class BlockBuilder:
         self._block_points = block_points
         self._own_from = min(OWN_BLOCKS_FROM, block_points)
         self._totals = totals
+        self._packer = NumberPacker()
         self._waiting: Columns | None = None
 
     def add(self, columns: Columns, *, last: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -149,7 +150,8 @@ class BlockBuilder:
             else:
                 cuts = self._cut_between_series(columns.offsets, start, end, is_tail=is_tail)
             for first, until in pairwise(cuts):
-                yield self._encode(columns.rows(first, until))
+                for piece in split_packed(self._kind, columns.rows(first, until)):
+                    yield self._encode(piece)
             ready = cuts[-1]
         if ready < len(columns):
             self._waiting = columns.rows(ready, len(columns))
@@ -186,7 +188,7 @@ class BlockBuilder:
         return cuts if is_tail else [*cuts, end]
 
     def _encode(self, columns: Columns) -> tuple[bytes, bytes]:
-        key, block = encode(self._run, self._kind, columns, compress=True)
+        key, block = encode(self._run, self._kind, columns, packer=self._packer)
         self._totals.add(columns, len(key) + len(block))
         return key, block
 

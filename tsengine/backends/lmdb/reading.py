@@ -34,6 +34,8 @@ MIXED_BYTES_MAX: Final = 32 << 20
 LISTED_SERIES_MAX: Final = 8_192
 """Most series of a shelf that are listed: more would take longer to list than to search."""
 
+ROWS_UNBOUNDED: Final = 1 << 62
+
 VERIFIED_MAX: Final = 1 << 18
 """Most blocks remembered as verified: 100 bytes each; beyond that, some are verified again."""
 
@@ -173,7 +175,9 @@ class BlockReader:
         start: int,
         end: int,
         policy: DuplicatePolicy,
-    ) -> list[Columns]:
+        *,
+        rows_max: int = ROWS_UNBOUNDED,
+    ) -> list[Columns] | None:
         """Give the rows of many series in a range, folded.
 
         Args:
@@ -183,10 +187,12 @@ class BlockReader:
             start: first timestamp.
             end: one past the last timestamp.
             policy: the store's duplicate policy.
+            rows_max: how many rows are too many.
 
         Returns:
-            Columns of each kind that occurs, ascending.
+            Columns of each kind that occurs, ascending; None where there are too many rows.
         """
+        gathered = 0
         cursor = transaction.cursor(self._environment.tables[BLOCKS])
         by_kind: dict[ValueKind, list[Columns]] = {}
         for run in manifest.runs:
@@ -199,6 +205,9 @@ class BlockReader:
                     if hidden is not None:
                         columns = columns.keep(~hidden)
                 columns = _in_range(columns, start, end)
+                gathered += len(columns)
+                if gathered > rows_max:
+                    return None
                 if len(columns):
                     kind = kind_of(int(columns.series[0]))
                     by_kind.setdefault(kind, []).append(columns)

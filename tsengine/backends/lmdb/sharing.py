@@ -45,7 +45,7 @@ def acquire(
         StoreOptionError: it is open here with other settings or options.
     """
     with _open_stores_lock:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # what is wrong with the path the store tells
             shared_here = _open_stores.get(_identity(path))
             if shared_here is not None:
                 _check_same(shared_here.store, settings, options, given)

@@ -426,7 +426,7 @@ class Store:
         blocks = []
         for kind in sorted(columns):
             for part in split_raw(kind, columns[kind], self.settings.block_points):
-                key, block = encode(run, kind, part, compress=False)
+                key, block = encode(run, kind, part, packer=None)
                 totals.add(part, len(key) + len(block))
                 blocks.append((key, block))
         return blocks

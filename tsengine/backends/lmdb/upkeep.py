@@ -218,9 +218,16 @@ class Upkeep:
             return sum(run.level == level for run in runs) / RUNS_DUE
 
         merge = max(self._merges, key=debt)
-        if not merge.step():
+        try:
+            if not merge.step():
+                self._finish(merge)
+                self._merges.remove(merge)
+        except BaseException:
+            # Rows that a step took in and did not put are gone from the merge: it must never
+            # go on. What became of its blocks the table of retired runs tells.
             self._merges.remove(merge)
-            self._finish(merge)
+            self._is_stale = True
+            raise
 
     def _finish(self, merge: Merge) -> None:
         store = self._store

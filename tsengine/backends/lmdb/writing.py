@@ -240,7 +240,7 @@ def _enforce(
         int(columns.timestamps.max()) + 1,
         policy,
     )
-    before = stored[0] if stored else columns.rows(0, 0)
+    before = stored[0] if stored else columns.rows(0, 0)  # of one kind, and never too many
     rows = np.arange(len(columns)) if rows is None else rows
     series = np.concatenate([before.row_series(), columns.row_series()])
     timestamps = np.concatenate([before.timestamps, columns.timestamps])
