@@ -109,6 +109,10 @@ _KIND_OF_TYPE: Final[dict[type, int]] = {
 }
 """Values are in their stored form, which shows their kind."""
 
+_KIND_OF_STORED: Final = {
+    form: ValueKind(number) for form, number in _KIND_OF_TYPE.items() if number != _COLUMNS
+}
+
 
 def kind_of_stored(value: Value) -> ValueKind:
     """Tell the kind of a value in its stored form.
@@ -116,10 +120,10 @@ def kind_of_stored(value: Value) -> ValueKind:
     Raises:
         TypeError: this is no stored form.
     """
-    number = _KIND_OF_TYPE.get(type(value))
-    if number is None:
+    kind = _KIND_OF_STORED.get(type(value))
+    if kind is None:
         raise TypeError(f"{value!r} of type {type(value).__name__} is no stored form of a value")
-    return ValueKind(number)
+    return kind
 
 
 def depart(entries: list[object], points_max: int) -> Departure | None:

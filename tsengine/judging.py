@@ -213,15 +213,15 @@ class Judge:
         Raises:
             ValueKindError: points that are not committed yet make it another.
         """
-        if self._known_kind(labels) is kind:
-            return
         earliest = self._handler.timestamp_min
         with self._lock:
             if earliest != self.earliest:  # a store knows its options only once it is open
                 self._rules = PointRules(min_timestamp=earliest)
                 self.earliest = earliest
             known = self._known_kind(labels)
-            if known is not None and known is not kind:
+            if known is kind:
+                return
+            if known is not None:
                 if labels in series_of(self._entries) or labels in series_of(before or []):
                     raise ValueKindError(
                         f"{labels.id}: value is of kind {kind.name.lower()}, but its series "

@@ -170,14 +170,13 @@ class Catalogue:
         """
         first = next_series + (kind << KIND_SHIFT)
         numbers = range(first, first + len(newcomers))
-        names, rows = [], []
+        names = []
         having: dict[tuple[str, str], list[bytes]] = {}
         pack = msgpack.Packer().pack
         for labels, number in zip(newcomers, numbers, strict=True):
             packed = pack_u64(number)
             names.append((text_key(labels.id), packed))
             texts = labels.texts
-            rows.append((packed, pack(texts)))
             for pair in zip(texts[::2], texts[1::2], strict=True):
                 numbers_having = having.get(pair)
                 if numbers_having is None:
@@ -186,7 +185,11 @@ class Catalogue:
                     numbers_having.append(packed)
         names.sort()
         keys = sorted((posting_key(*pair), pair) for pair in having)
-        postings = [(key, packed) for key, pair in keys for packed in having[pair]]
+        postings = ((key, packed) for key, pair in keys for packed in having[pair])
+        rows = (
+            (pack_u64(number), pack(labels.texts))
+            for number, labels in zip(numbers, newcomers, strict=True)
+        )
         # LMDB goes down its tree once a key; sorted keys find their pages warm.
         transaction.cursor(self._names).putmulti(names)
         transaction.cursor(self._series).putmulti(rows, append=False)

@@ -193,7 +193,10 @@ def _by_number(
         numbers, offsets = numbers[filled], np.append(offsets[:-1][filled], offsets[-1])
     if (numbers[1:] > numbers[:-1]).all():
         return Columns(numbers, offsets, timestamps, values), None
-    order = numbers.argsort()
+    # Series mostly come in the order in which they were made, and stable sorting uses that.
+    order = numbers.argsort(kind="stable")
+    if len(order) == len(timestamps):  # a row each, as in a flush over very many series
+        return Columns(numbers[order], offsets, timestamps[order], values[order]), order
     counts = np.diff(offsets)[order]
     ordered = np.zeros(len(order) + 1, np.int64)
     np.cumsum(counts, out=ordered[1:])
