@@ -70,8 +70,10 @@ class ReadTransaction:
         return self._transaction
 
     def __del__(self) -> None:
-        # An interrupt may come between any two steps of entering and leaving.
-        self._environment._readers.discard(id(self))
+        # An interrupt may come between any two steps of making, entering and leaving.
+        environment = getattr(self, "_environment", None)
+        if environment is not None:
+            environment._readers.discard(id(self))
 
     def __exit__(
         self,
