@@ -745,3 +745,27 @@ def test_listing_goes_on_while_series_are_removed(
         engine.compact()
         assert sorted([first, *listing], key=str) == sorted(SERIES, key=str)
         assert list(engine.series()) == []
+
+
+@pytest.mark.usefixtures("small_merges")
+def test_a_merge_that_fails_is_told_until_it_is_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing merge fails no write, stays in stats(), and succeeds after the next commit."""
+    with LmdbEngine(str(path), merging="inline") as engine:
+        upkeep = engine._shared.upkeep
+
+        def fails(self: merge.Merge) -> bool:
+            raise StorageError("no")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(merge.Merge, "step", fails)
+            commits(engine, 4)
+            assert "no" in str(engine.stats().details["upkeep_error"])
+            upkeep._guard(upkeep._work_off)
+            assert "no" in str(engine.stats().details["upkeep_error"])
+        engine.write([(A, 1, 1.0)])
+        assert engine.stats().details["upkeep_error"] is None
+        assert engine.stats().details["runs_to_sweep"] == 0
+        assert engine.count() == 4 * 3 * len(SERIES) + 1
+        engine.check()

@@ -35,11 +35,6 @@ class DuplicatePolicy(enum.StrEnum):
     ERROR = "error"
     """A second write is refused."""
 
-    @property
-    def reads_before_writing(self) -> bool:
-        """Whether a write of floats must look at what is stored; int `SUM` must as well."""
-        return self is DuplicatePolicy.ERROR
-
 
 _ONE_MORE: Final = np.ones(1, bool)
 

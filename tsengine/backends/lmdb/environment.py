@@ -110,7 +110,6 @@ class Environment:
     ) -> None:
         self.path = path
         self.read_only = read_only
-        self.pid = os.getpid()
         self._durable = durable
         self._table_names = tuple(tables)
         _prepare_directory(path, read_only=read_only)

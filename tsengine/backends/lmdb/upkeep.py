@@ -151,7 +151,8 @@ class Upkeep:
             with self._working:
                 self._drop_merges()
         else:
-            self.error = None
+            if not self._is_paused:  # else what failed was only not tried again
+                self.error = None
 
     def _work_on(self) -> None:
         while not self._closing.is_set() and self._work_a_little():
