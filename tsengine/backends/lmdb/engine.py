@@ -16,7 +16,7 @@ import numpy as np
 from tsengine.backends.lmdb.blocks import ROWS_MAX
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.checking import check_store
-from tsengine.backends.lmdb.environment import sync_directory, sync_file
+from tsengine.backends.lmdb.files import sync_directory, sync_file
 from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
 from tsengine.backends.lmdb.reading import Piece
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest

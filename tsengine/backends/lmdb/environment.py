@@ -1,15 +1,11 @@
-"""Environment: the LMDB files of one store, its transactions, locks and map.
+"""Environment: the LMDB of one store, its transactions and its map.
 
-Nothing above this module meets an LMDB error: they are translated here.
+Nothing above this module meets an error of LMDB or of the system: they are translated here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,16 +14,19 @@ from typing import Final, TypeAlias, TypeVar
 
 import lmdb
 
-from tsengine.errors import (
-    CorruptionError,
-    FormatVersionError,
-    NotOpenError,
-    SnapshotExpiredError,
-    StorageError,
-    StorageFullError,
-    StoreInUseError,
-    StorePathError,
+from tsengine.backends.lmdb.failures import translate, translate_os
+from tsengine.backends.lmdb.files import (
+    DATA_FILE,
+    SCRATCH,
+    HeldLock,
+    allocate_lock_file,
+    prepare_directory,
+    readers_shut_out,
+    remove_scratch,
+    sync_directory,
+    sync_file,
 )
+from tsengine.errors import FormatVersionError, NotOpenError, StorageError
 
 MAP_BYTES: Final = 1 << 40
 """Address space reserved at open. The map is sparse: it costs nothing until used, and a
@@ -38,16 +37,6 @@ MAP_BYTES_MIN: Final = 1 << 24
 
 READERS_MAX: Final = 512
 """Slots for read transactions of all processes; LMDB's own default of 126 is soon taken."""
-
-LOCK_FILE_BYTES: Final = 40_960
-"""64 bytes a reader and LMDB's header, in whole pages."""
-
-WRITER_LOCK: Final = "writer.lock"
-READERS_LOCK: Final = "readers.lock"
-SCRATCH: Final = "compacting"
-"""Folder inside the store where a smaller data file is written before it is swapped in."""
-
-_FILES: Final = frozenset({"data.mdb", "lock.mdb", WRITER_LOCK, READERS_LOCK, SCRATCH})
 
 T = TypeVar("T")
 
@@ -112,18 +101,17 @@ class Environment:
         self.read_only = read_only
         self._durable = durable
         self._table_names = tuple(tables)
-        _prepare_directory(path, read_only=read_only)
-        self._locks: list[int] = []
+        prepare_directory(path, read_only=read_only)
         self._gate_lock = threading.Lock()  # guards _readers, _shut and _closed
         self._gate = threading.Condition(self._gate_lock)  # waited at by those shut out
         self._readers: set[int] = set()  # by identity, so that leaving twice is leaving once
         self._shut = False
         self._closed = False
         self._write_lock = threading.Lock()  # guards LMDB's one write transaction
+        self._lock = HeldLock(path, read_only=read_only)
         try:
-            self._take_locks()
             if not read_only:
-                _remove_scratch(path)
+                remove_scratch(path)
             self._lmdb = _open_lmdb(path, read_only=read_only, durable=durable)
             try:
                 self._open_tables()
@@ -131,7 +119,7 @@ class Environment:
                 self._lmdb.close()
                 raise
         except BaseException:
-            self._release_locks()
+            self._lock.release()
             raise
 
     def close(self) -> None:
@@ -139,7 +127,7 @@ class Environment:
         with self._write_lock, self._alone():
             self._closed = True
             self._lmdb.close()
-        self._release_locks()
+        self._lock.release()
 
     def abandon(self) -> None:
         """Let go of a parent's environment in a forked child.
@@ -148,7 +136,7 @@ class Environment:
         a transaction of the parent under way the LMDB handle is left alone, since to end
         that here would end it there; the child then cannot open this path.
         """
-        self._close_locks()
+        self._lock.abandon()
         if not self._readers and not self._write_lock.locked():
             self._lmdb.close()
 
@@ -194,18 +182,12 @@ class Environment:
         """Whether a process that only reads has the store open at this moment."""
         if self.read_only:
             return True
-        lock = os.open(self.path / READERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(lock)
-        return False
+        with readers_shut_out(self.path) as alone:
+            return not alone
 
     def file_bytes(self) -> int:
         """Bytes that the data file takes on disk."""
-        return (self.path / "data.mdb").stat().st_blocks * 512
+        return (self.path / DATA_FILE).stat().st_blocks * 512
 
     def copy(self, path: Path) -> None:
         """Write a compacted copy of the data file to a file of another directory."""
@@ -227,39 +209,35 @@ class Environment:
         Raises:
             StorageError: the new file could not be written; the old one stands.
         """
-        lock = os.open(self.path / READERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return "another process is reading the store"
-            with self._write_lock, self._alone():
-                self._swap_in_copy()
-                with self._lmdb.begin(buffers=True) as transaction:
-                    reopened(transaction)
+            with readers_shut_out(self.path) as alone:
+                if not alone:
+                    return "another process is reading the store"
+                with self._write_lock, self._alone():
+                    self._swap_in_copy()
+                    with self._lmdb.begin(buffers=True) as transaction:
+                        reopened(transaction)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise StorageFullError(f"the disk that holds {self.path} is full") from error
-            raise
-        finally:
-            os.close(lock)
+            if isinstance(error, StorageError):
+                raise
+            raise translate_os(error, self.path, "cannot be made smaller") from error
         return ""
 
     def _swap_in_copy(self) -> None:
         scratch = self.path / SCRATCH
-        _remove_scratch(self.path)
+        remove_scratch(self.path)
         scratch.mkdir(mode=0o700)
         try:
             self._lmdb.copy(str(scratch), compact=True)
-            (scratch / "data.mdb").chmod(0o600)
-            sync_file(scratch / "data.mdb")
+            (scratch / DATA_FILE).chmod(0o600)
+            sync_file(scratch / DATA_FILE)
             self._lmdb.close()
-            (scratch / "data.mdb").replace(self.path / "data.mdb")
+            (scratch / DATA_FILE).replace(self.path / DATA_FILE)
             sync_directory(self.path)
         finally:
-            _remove_scratch(self.path)
+            remove_scratch(self.path)
             self._lmdb.close()  # a second time does nothing
             self._reopen()
 
@@ -354,100 +332,11 @@ class Environment:
         except lmdb.Error as error:
             raise translate(error, self.path) from error
 
-    def _take_locks(self) -> None:
-        """Hold a lock for life: exclusive as the writer, shared as a reader.
-
-        The lock is the kernel's and goes with the process, however that ends.
-        """
-        name = READERS_LOCK if self.read_only else WRITER_LOCK
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            lock = os.open(self.path / name, flags, 0o600)
-        except OSError as error:
-            raise StorePathError(
-                f"{self.path / name} cannot be opened: {error.strerror}"
-            ) from error
-        self._locks.append(lock)
-        if self.read_only:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreInUseError(
-                f"{self.path} is open for writing in another process; close it there, or open "
-                "with read_only=True"
-            ) from error
-
-    def _release_locks(self) -> None:
-        """Unlock and close; unlocked first, since a forked child may still hold a copy."""
-        for lock in self._locks:
-            fcntl.flock(lock, fcntl.LOCK_UN)
-        self._close_locks()
-
-    def _close_locks(self) -> None:
-        while self._locks:
-            os.close(self._locks.pop())
-
-
-def translate(error: lmdb.Error, path: Path) -> StorageError:
-    """Give the error of tsengine that an LMDB error means."""
-    text = f"{path}: {error}"
-    if isinstance(error, lmdb.DiskError) or "Input/output error" in str(error):
-        # A full tmpfs answers with an I/O error where ext4 says that the disk is full.
-        if "No space left" in str(error) or _is_full(path):
-            return StorageFullError(f"the disk that holds {path} is full")
-        return StorageError(text)
-    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadChecksumError)):
-        return CorruptionError(text)
-    if isinstance(error, (lmdb.VersionMismatchError, lmdb.InvalidError)):
-        return FormatVersionError(f"{path} is no LMDB store of this version: {error}")
-    if isinstance(error, lmdb.BadRslotError):
-        return SnapshotExpiredError(text)
-    if isinstance(error, lmdb.PanicError):
-        return StorageError(f"{text}; close the store and open it again")
-    return StorageError(text)
-
-
-def _is_full(path: Path) -> bool:
-    room = os.statvfs(path)
-    return room.f_bavail * room.f_frsize < 1 << 16
-
-
-def _prepare_directory(path: Path, *, read_only: bool) -> None:
-    """Make sure of a directory that holds a store or may become one."""
-    try:
-        if not path.exists():
-            if read_only:
-                raise StorePathError(f"{path} does not exist; a store is created by a writer")
-            path.mkdir(mode=0o700)  # before LMDB would make it, with the mode of its files
-            return
-        if not path.is_dir():
-            raise StorePathError(f"{path} is a file; a store is a directory")
-        present = set()
-        with os.scandir(path) as entries:
-            for entry in entries:
-                present.add(entry.name)
-                if entry.name in _FILES and entry.is_symlink():
-                    raise StorePathError(f"{entry.path} is a symbolic link; a store has none")
-        if "data.mdb" not in present:
-            if read_only:
-                raise StorePathError(f"{path} holds no store; a store is created by a writer")
-            if present - _FILES:
-                raise StorePathError(
-                    f"{path} is a directory with other files; give an empty or a new one"
-                )
-    except OSError as error:
-        if isinstance(error, StorePathError):
-            raise
-        hint = "; make the parent first" if error.errno == errno.ENOENT else ""
-        raise StorePathError(f"{path} cannot hold a store: {error.strerror}{hint}") from error
-
 
 def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environment:
-    is_new = not (path / "data.mdb").exists()
+    is_new = not (path / DATA_FILE).exists()
     if not read_only:
-        _allocate_lock_file(path)
+        allocate_lock_file(path)
     size = MAP_BYTES
     while True:
         try:
@@ -466,8 +355,6 @@ def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environmen
                 size //= 2
                 continue
             if isinstance(error, lmdb.Error):
-                if "Permission denied" in str(error):
-                    raise StorePathError(f"{path} cannot be opened: permission denied") from error
                 raise translate(error, path) from error
             raise StorageError(f"{path}: {error}") from error
         if is_new:
@@ -477,47 +364,5 @@ def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environmen
         return environment
 
 
-def _allocate_lock_file(path: Path) -> None:
-    """Give the table of readers its disk blocks, before LMDB maps it.
-
-    LMDB leaves the file sparse: on a full disk a reader whose slot lies on a page without a
-    block would die by SIGBUS. Done while this process has no lock on the file, since to close
-    a descriptor of it drops those.
-    """
-    try:
-        file = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(file, 0, max(os.fstat(file).st_size, LOCK_FILE_BYTES))
-        finally:
-            os.close(file)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageFullError(f"the disk that holds {path} is full") from error
-        raise StorePathError(f"{path} cannot hold a store: {error.strerror}") from error
-
-
 def _is_about_memory(error: Exception) -> bool:
     return isinstance(error, lmdb.MemoryError) or "Cannot allocate memory" in str(error)
-
-
-def _remove_scratch(path: Path) -> None:
-    """Remove what compacting left behind; only a process that holds the writer's lock may."""
-    shutil.rmtree(path / SCRATCH, ignore_errors=True)
-
-
-def sync_file(path: Path) -> None:
-    """Make the contents of a file durable."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -1,0 +1,169 @@
+"""Files of a store: its directory, its locks and what makes them durable.
+
+Nothing here knows LMDB but for the names of its two files. What goes wrong is raised as the
+error of tsengine that it means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from tsengine.backends.lmdb.failures import translate_os
+from tsengine.errors import StoreInUseError, StorePathError
+
+DATA_FILE: Final = "data.mdb"
+LOCK_FILE: Final = "lock.mdb"
+WRITER_LOCK: Final = "writer.lock"
+READERS_LOCK: Final = "readers.lock"
+SCRATCH: Final = "compacting"
+"""Folder inside the store where a smaller data file is written before it is swapped in."""
+
+LOCK_FILE_BYTES: Final = 40_960
+"""64 bytes for each of `READERS_MAX` readers and LMDB's header, in whole pages."""
+
+_FILES: Final = frozenset({DATA_FILE, LOCK_FILE, WRITER_LOCK, READERS_LOCK, SCRATCH})
+
+
+class HeldLock:
+    """The lock that a process holds while it has a store open.
+
+    Exclusive as the writer, shared as a reader. The lock is the kernel's and goes with the
+    process, however that ends.
+
+    Raises:
+        StoreInUseError: another process has the store open for writing, as this one wants to.
+        StorageError: the lock file cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        name = path / (READERS_LOCK if read_only else WRITER_LOCK)
+        try:
+            lock = _open_lock(name)
+        except OSError as error:
+            raise translate_os(error, name, "cannot be opened") from error
+        self._lock: int | None = lock
+        if read_only:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.abandon()
+            raise StoreInUseError(
+                f"{path} is open for writing in another process; close it there, or open "
+                "with read_only=True"
+            ) from error
+
+    def release(self) -> None:
+        """Unlock and close; unlocked first, since a forked child may still hold a copy."""
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close and not unlock: in a forked child, whose parent keeps the lock."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def readers_shut_out(path: Path) -> Iterator[bool]:
+    """Keep processes that only read from opening; gives whether none has the store open.
+
+    Raises:
+        StorageError: the lock file cannot be opened.
+    """
+    try:
+        lock = _open_lock(path / READERS_LOCK)
+    except OSError as error:
+        raise translate_os(error, path / READERS_LOCK, "cannot be opened") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            alone = False
+        else:
+            alone = True
+        yield alone
+    finally:
+        os.close(lock)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def prepare_directory(path: Path, *, read_only: bool) -> None:
+    """Make sure of a directory that holds a store or may become one."""
+    try:
+        if not path.exists():
+            if read_only:
+                raise StorePathError(f"{path} does not exist; a store is created by a writer")
+            path.mkdir(mode=0o700)  # before LMDB would make it, with the mode of its files
+            return
+        if not path.is_dir():
+            raise StorePathError(f"{path} is a file; a store is a directory")
+        present = set()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                present.add(entry.name)
+                if entry.name in _FILES and entry.is_symlink():
+                    raise StorePathError(f"{entry.path} is a symbolic link; a store has none")
+        if DATA_FILE not in present:
+            if read_only:
+                raise StorePathError(f"{path} holds no store; a store is created by a writer")
+            if present - _FILES:
+                raise StorePathError(
+                    f"{path} is a directory with other files; give an empty or a new one"
+                )
+    except OSError as error:
+        if isinstance(error, StorePathError):
+            raise
+        raise translate_os(error, path, "cannot hold a store") from error
+
+
+def allocate_lock_file(path: Path) -> None:
+    """Give the table of readers its disk blocks, before LMDB maps it.
+
+    LMDB leaves the file sparse: on a full disk a reader whose slot lies on a page without a
+    block would die by SIGBUS. Done while this process has no lock on the file, since to close
+    a descriptor of it drops those.
+    """
+    try:
+        file = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(file, 0, max(os.fstat(file).st_size, LOCK_FILE_BYTES))
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise translate_os(error, path, "cannot hold a store") from error
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove what compacting left behind; only a process that holds the writer's lock may."""
+    shutil.rmtree(path / SCRATCH, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make the contents of a file durable."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
