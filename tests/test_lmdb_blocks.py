@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import cast
 
 import numpy as np
@@ -76,9 +77,9 @@ def assert_same(actual: Columns, expected: Columns) -> None:
 def test_rows_come_back(given_columns: tuple[ValueKind, Columns], compress: bool) -> None:
     """What is encoded decodes to the same rows, bit for bit, raw and packed."""
     kind, columns = given_columns
-    key, block = encode(7, kind, columns, packer=NumberPacker() if compress else None)
-    verify(key, block)
+    key, block = encode(7, kind, columns, place=0, packer=NumberPacker() if compress else None)
     header = read_header(key, block)
+    verify(key, block, header)
     assert_same(decode(key, block, header), columns)
     assert header.rows == len(columns)
     assert (header.t_min, header.t_max) == (columns.timestamps.min(), columns.timestamps.max())
@@ -92,12 +93,12 @@ def test_no_flipped_bit_passes(
 ) -> None:
     """Any single flipped bit of a block or its key is refused."""
     kind, columns = given_columns
-    key, block = encode(7, kind, columns, packer=NumberPacker() if compress else None)
+    key, block = encode(7, kind, columns, place=0, packer=NumberPacker() if compress else None)
     whole = bytearray(key + block)
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     whole[bit // 8] ^= 1 << bit % 8
     with pytest.raises(CorruptionError, match="run"):
-        verify(bytes(whole[:24]), bytes(whole[24:]))
+        _verify_all(bytes(whole[:24]), bytes(whole[24:]))
 
 
 @settings(max_examples=300)
@@ -107,11 +108,12 @@ def test_damage_behind_a_right_checksum_is_typed(
 ) -> None:
     """Bytes that do not decode raise CorruptionError and nothing else, whatever they say."""
     kind, columns = given_columns
-    key, block = encode(7, kind, columns, packer=NumberPacker() if compress else None)
+    key, block = encode(7, kind, columns, place=0, packer=NumberPacker() if compress else None)
     damaged = bytearray(block)
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(damaged) - 1))
         damaged[place] = data.draw(st.integers(0, 255))
+    damaged[:4] = zlib.crc32(damaged[4:HEADER_BYTES], zlib.crc32(key)).to_bytes(4, "little")
     try:
         decoded = decode(key, bytes(damaged), read_header(key, bytes(damaged)))
     except CorruptionError:
@@ -123,7 +125,7 @@ def test_damage_behind_a_right_checksum_is_typed(
 def test_integer_sums_in_headers_are_exact(values: list[int]) -> None:
     """The sum of an int block is exact to 128 bits."""
     columns = _one_series(ValueKind.INT, np.array(values, np.int64))
-    key, block = encode(1, ValueKind.INT, columns, packer=NumberPacker())
+    key, block = encode(1, ValueKind.INT, columns, place=0, packer=NumberPacker())
     header = read_header(key, block)
     assert int.from_bytes(header.sum, "little", signed=True) == sum(values)
     assert struct.unpack("<q", header.min)[0] == min(values)
@@ -133,7 +135,7 @@ def test_integer_sums_in_headers_are_exact(values: list[int]) -> None:
 def test_statistics_leave_nan_out() -> None:
     """Min, max and sum of a float block are those of its numbers."""
     columns = _one_series(ValueKind.FLOAT, np.array([np.nan, 2.0, -1.0, np.nan]))
-    key, block = encode(1, ValueKind.FLOAT, columns, packer=NumberPacker())
+    key, block = encode(1, ValueKind.FLOAT, columns, place=0, packer=NumberPacker())
     header = read_header(key, block)
     assert header.nan_count == 2
     assert struct.unpack("<d", header.min) == (-1.0,)
@@ -144,7 +146,7 @@ def test_statistics_leave_nan_out() -> None:
 def test_regular_timestamps_cost_nothing() -> None:
     """A series at a fixed step takes a few bytes for its times, whatever its length."""
     columns = _one_series(ValueKind.FLOAT, np.zeros(10_000))
-    _, block = encode(1, ValueKind.FLOAT, columns, packer=NumberPacker())
+    _, block = encode(1, ValueKind.FLOAT, columns, place=0, packer=NumberPacker())
     assert len(block) < HEADER_BYTES + 100
 
 
@@ -173,7 +175,7 @@ def test_raw_blocks_stay_small(rows_per_series: int) -> None:
         np.arange(len(counts)) + (1 << KIND_SHIFT), offsets, np.arange(rows), np.zeros(rows)
     )
     for piece in split_raw(ValueKind.FLOAT, columns, 16_384):
-        _, block = encode(1, ValueKind.FLOAT, piece, packer=None)
+        _, block = encode(1, ValueKind.FLOAT, piece, place=0, packer=None)
         assert len(block) <= RAW_BLOCK_BYTES
 
 
@@ -195,12 +197,16 @@ def test_a_bomb_is_refused_by_what_it_declares() -> None:
     values = np.empty(100, dtype=object)
     values[:] = [b"\xc0" * 50] * 100
     columns = _one_series(ValueKind.OBJECT, cast("ValueArray", values))
-    key, block = encode(1, ValueKind.OBJECT, columns, packer=NumberPacker())
+    key, block = encode(1, ValueKind.OBJECT, columns, place=0, packer=NumberPacker())
     header = read_header(key, block)
     at = HEADER_BYTES + header.segment_bytes + header.time_bytes
     bomb = block[:at] + struct.pack("<Q", 1 << 40) + block[at + 8 :]
     with pytest.raises(CorruptionError, match="too many"):
         decode(key, bomb, header)
+
+
+def _verify_all(key: bytes, block: bytes) -> None:
+    verify(key, block, read_header(key, block))
 
 
 def _one_series(kind: ValueKind, values: ValueArray) -> Columns:

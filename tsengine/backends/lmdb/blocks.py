@@ -46,7 +46,7 @@ _UNDECODABLE: Final = (
 """What numpy, pcodec, struct and zlib raise over bytes that make no sense."""
 
 _VERSION: Final = 1
-_HEADER: Final = struct.Struct("<IIBBBBBxxxIIIIIIqqQq8s8s8s8s16s")
+_HEADER: Final = struct.Struct("<IIBBBBBxxxIIIIIIIxxxxqqQq8s8s8s8s16s")
 HEADER_BYTES: Final = _HEADER.size
 assert HEADER_BYTES % 8 == 0, "columns behind the header are mapped as 8-byte integers"
 
@@ -71,12 +71,14 @@ class Header(NamedTuple):
     """The header of a block; the statistics speak of a block of one series only.
 
     Attributes:
-        checksum: crc32 over the key and all bytes behind this field.
-        length: bytes of the whole block.
+        checksum: crc32 over the key and the header behind this field.
+        body_checksum: crc32 of all that follows the header.
         kind: the value kind of all rows.
         rows: number of rows.
         segments: number of series.
         nan_count: rows whose value is NaN.
+        place: how many blocks of the run come before this one, so that a read sees when one
+            is missing.
         t_min: earliest timestamp.
         t_max: latest timestamp.
         last_series: series number of the last row.
@@ -86,7 +88,7 @@ class Header(NamedTuple):
     """
 
     checksum: int
-    length: int
+    body_checksum: int
     version: int
     kind: int
     segment_encoding: int
@@ -98,6 +100,7 @@ class Header(NamedTuple):
     time_bytes: int
     value_bytes: int
     nan_count: int
+    place: int
     t_min: int
     t_max: int
     last_series: int
@@ -110,32 +113,34 @@ class Header(NamedTuple):
 
 
 def read_header(key: bytes | memoryview, block: bytes | memoryview) -> Header:
-    """Read the header of a block and check that its sizes fit together.
+    """Read the header of a block, and check its checksum and that its sizes fit together.
+
+    What a header says may be relied on without a look at what follows it: about 1 µs.
 
     Raises:
-        CorruptionError: they do not; names the block.
+        CorruptionError: names the block.
     """
     if len(block) >= HEADER_BYTES:
         header = Header._make(_HEADER.unpack_from(block))
         if (
-            header.length == len(block)
+            header.checksum == zlib.crc32(block[4:HEADER_BYTES], zlib.crc32(key))
             and header.version == _VERSION
             and 0 < header.rows <= ROWS_MAX
             and 0 < header.segments <= header.rows
             and HEADER_BYTES + header.segment_bytes + header.time_bytes + header.value_bytes
-            == header.length
+            == len(block)
         ):
             return header
     raise CorruptionError(f"the header of {describe(key)} is damaged")
 
 
-def verify(key: bytes | memoryview, block: bytes | memoryview) -> None:
-    """Check the checksum of a block.
+def verify(key: bytes | memoryview, block: bytes | memoryview, header: Header) -> None:
+    """Check the checksum of what follows the header of a block.
 
     Raises:
         CorruptionError: names the block and its first series.
     """
-    if zlib.crc32(block[4:], zlib.crc32(key)) != int.from_bytes(block[:4], "little"):
+    if zlib.crc32(block[HEADER_BYTES:]) != header.body_checksum:
         raise CorruptionError(f"{describe(key)} fails its checksum")
 
 
@@ -176,7 +181,7 @@ class NumberPacker:
 
 
 def encode(
-    run: int, kind: ValueKind, columns: Columns, *, packer: NumberPacker | None
+    run: int, kind: ValueKind, columns: Columns, *, place: int, packer: NumberPacker | None
 ) -> tuple[bytes, bytes]:
     """Give key and bytes of the block that holds these rows.
 
@@ -184,6 +189,7 @@ def encode(
         run: number of the run.
         kind: value kind of all rows.
         columns: at least one row.
+        place: how many blocks of the run come before it.
         packer: packs the columns; None leaves them raw, for flushes, which must be fast.
     """
     compress = packer is not None
@@ -196,9 +202,13 @@ def encode(
     nan_count, statistics = (
         _statistics(kind, columns.values) if segments == 1 else (0, _NO_STATISTICS)
     )
+    parts = (segment_part, time_part, value_part)
+    body_checksum = 0
+    for part in parts:
+        body_checksum = zlib.crc32(part, body_checksum)
     head = _HEADER.pack(
         0,
-        HEADER_BYTES + len(segment_part) + len(time_part) + len(value_part),
+        body_checksum,
         _VERSION,
         kind,
         segment_encoding,
@@ -210,17 +220,17 @@ def encode(
         len(time_part),
         len(value_part),
         nan_count,
+        place,
         int(timestamps[0] if segments == 1 else timestamps.min()),
         int(timestamps[-1] if segments == 1 else timestamps.max()),
         int(columns.series[-1]),
         int(timestamps[-1]),
         *statistics,
+    )[4:]
+    checksum = zlib.crc32(head, zlib.crc32(key))
+    return key, b"".join(
+        (checksum.to_bytes(4, "little"), head, segment_part, time_part, value_part)
     )
-    parts = (head[4:], segment_part, time_part, value_part)
-    checksum = zlib.crc32(key)
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    return key, b"".join((checksum.to_bytes(4, "little"), *parts))
 
 
 def decode(key: bytes | memoryview, block: bytes | memoryview, header: Header) -> Columns:

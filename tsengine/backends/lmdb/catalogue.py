@@ -11,6 +11,7 @@ and so from the caller's moment; caches hold only what no later commit can chang
 from __future__ import annotations
 
 import heapq
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,12 +25,14 @@ from tsengine.backends.lmdb.layout import (
     KIND_SHIFT,
     NAMES,
     POSTINGS,
+    SEAL_SEEDS,
     SERIES,
     pack_u64,
     posting_key,
     posting_prefix,
     text_key,
     unpack_u64,
+    unseal,
 )
 from tsengine.errors import CorruptionError
 from tsengine.model import Int64Array, Labels, ValueKind
@@ -125,12 +128,11 @@ class Catalogue:
         self, transaction: lmdb.Transaction, labels: Labels, cache: NumberCache
     ) -> int | None:
         """Give the number of a series that is not in the cache, and put it there."""
-        row = transaction.get(text_key(labels.id), db=self._environment.tables[NAMES])
+        key = text_key(labels.id)
+        row = transaction.get(key, db=self._environment.tables[NAMES])
         if row is None:
             return None
-        if len(row) != 8:  # one number
-            raise CorruptionError(f"the catalogue row of {labels.id!r} is damaged")
-        number = unpack_u64(row)
+        number = unpack_u64(unseal(NAMES, key, row))
         if self.labels(transaction, number) is not labels:
             raise CorruptionError(f"the catalogue has another series under {labels.id!r}")
         cache.add(labels, number)
@@ -144,10 +146,11 @@ class Catalogue:
         """
         labels = self._labels.get(number)
         if labels is None:
-            row = transaction.get(pack_u64(number), db=self._series)
+            key = pack_u64(number)
+            row = transaction.get(key, db=self._series)
             if row is None:
                 raise CorruptionError(f"series number {number} is not in the catalogue")
-            labels = _unpack_labels(number, row)
+            labels = _unpack_labels(number, unseal(SERIES, key, row))
             if len(self._labels) >= LABELS_MAX:
                 self._labels.clear()
             self._labels[number] = labels
@@ -171,11 +174,22 @@ class Catalogue:
         first = next_series + (kind << KIND_SHIFT)
         numbers = range(first, first + len(newcomers))
         names = []
+        rows = []
         having: dict[tuple[str, str], list[bytes]] = {}
         pack = msgpack.Packer().pack
+        # `seal` written out: 0.1 µs a row less.
+        crc32 = zlib.crc32
+        names_seed, series_seed = SEAL_SEEDS[NAMES], SEAL_SEEDS[SERIES]
         for labels, number in zip(newcomers, numbers, strict=True):
             packed = pack_u64(number)
-            names.append((text_key(labels.id), packed))
+            name = text_key(labels.id)
+            names.append(
+                (name, crc32(packed, crc32(name, names_seed)).to_bytes(4, "little") + packed)
+            )
+            row = pack(labels.texts)
+            rows.append(
+                (packed, crc32(row, crc32(packed, series_seed)).to_bytes(4, "little") + row)
+            )
             texts = labels.texts
             for pair in zip(texts[::2], texts[1::2], strict=True):
                 numbers_having = having.get(pair)
@@ -186,10 +200,6 @@ class Catalogue:
         names.sort()
         keys = sorted((posting_key(*pair), pair) for pair in having)
         postings = ((key, packed) for key, pair in keys for packed in having[pair])
-        rows = (
-            (pack_u64(number), pack(labels.texts))
-            for number, labels in zip(numbers, newcomers, strict=True)
-        )
         # LMDB goes down its tree once a key; sorted keys find their pages warm.
         transaction.cursor(self._names).putmulti(names)
         transaction.cursor(self._series).putmulti(rows, append=False)
@@ -223,6 +233,10 @@ class Catalogue:
         matching = self._matching(transaction, selector.matchers)
         if matching is not None and len(matching) <= SORTED_MAX:
             listed = [self.labels(transaction, number) for number in matching.tolist()]
+            # The index has no checksums: what it leads to is compared with what was asked.
+            for labels in listed:
+                if not selector.matches(labels):
+                    raise CorruptionError(f"the index leads to {labels.id!r} for {selector}")
             by_id = sorted(range(len(listed)), key=lambda place: listed[place].id)
             return matching[by_id]
         everything = self._in_name_order(transaction)
@@ -328,15 +342,15 @@ class Catalogue:
         hashed = []
         found = cursor.first()
         while found and bytes(cursor.key()[:1]) == b"#":
-            number = unpack_u64(cursor.value())
+            number = unpack_u64(unseal(NAMES, cursor.key(), cursor.value()))
             hashed.append((self.labels(transaction, number).id.encode(), number))
             found = cursor.next()
         if not found:
             return np.array([number for _, number in sorted(hashed)], np.int64)
         if not hashed:
-            packed = b"".join(cursor.iternext(keys=False))
+            packed = b"".join([unseal(NAMES, key, row) for key, row in cursor])
             return np.frombuffer(packed, ">u8").astype(np.int64)
-        short = ((bytes(key[1:]), unpack_u64(row)) for key, row in cursor)
+        short = ((bytes(key[1:]), unpack_u64(unseal(NAMES, key, row))) for key, row in cursor)
         merged = heapq.merge(sorted(hashed), short)
         return np.fromiter((number for _, number in merged), np.int64)
 

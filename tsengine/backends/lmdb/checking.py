@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+from pathlib import Path
 
 import lmdb.verify
 
@@ -17,6 +19,7 @@ from tsengine.backends.lmdb.layout import (
     posting_key,
     text_key,
     unpack_u64,
+    unseal,
 )
 from tsengine.backends.lmdb.runs import Run
 from tsengine.backends.lmdb.store import Store
@@ -46,10 +49,24 @@ def check_structure(store: Store) -> None:
         return
     path = store.environment.path / "data.mdb"
     with store.environment.quiet():
-        try:
-            lmdb.verify.verify(os.fspath(path))  # type: ignore[no-untyped-call]  # not typed yet
-        except lmdb.verify.VerifyError as error:
-            raise CorruptionError(f"{path}: {error}") from error
+        verify_structure(path)
+
+
+def verify_structure(path: Path) -> None:
+    """Verify the pages of a data file at rest, without LMDB, which a damaged one can crash.
+
+    Reads the live pages once: about 0.7 s a gigabyte.
+
+    Raises:
+        CorruptionError: names the first finding.
+    """
+    try:
+        findings = lmdb.verify.verify(os.fspath(path))  # type: ignore[no-untyped-call]  # not typed yet
+    except (lmdb.verify.VerifyError, struct.error, RecursionError) as error:
+        raise CorruptionError(f"{path}: {error}") from error
+    if findings:
+        more = f", and {len(findings) - 1} more findings" if len(findings) > 1 else ""
+        raise CorruptionError(f"{path}: {findings[0]}{more}")
 
 
 def _check_run(store: Store, run: Run) -> None:
@@ -70,7 +87,7 @@ def _check_run(store: Store, run: Run) -> None:
                     break
                 key, block = bytes(cursor.key()), cursor.value()
                 header = read_header(key, block)
-                verify(key, block)
+                verify(key, block, header)
                 columns = decode(key, block, header)
                 first = int(columns.series[0]), int(columns.timestamps[0])
                 if block_key(run.number, *first) != key or (last is not None and first <= last):
@@ -94,7 +111,7 @@ def _check_catalogue(store: Store) -> None:
     with store.environment.read() as transaction:
         tables = store.environment.tables
         for key, row in transaction.cursor(tables[NAMES]):
-            number = unpack_u64(row)
+            number = unpack_u64(unseal(NAMES, key, row))
             if transaction.get(pack_u64(number), db=tables[SERIES]) is None:
                 raise CorruptionError(f"series number {number} has a name and no labels")
             labels = store.catalogue.labels(transaction, number)

@@ -190,8 +190,8 @@ class LmdbEngine(Engine):
 
     def _stats(self) -> EngineStats:
         store = self._store
-        with store.moment() as (transaction, manifest):
-            series = store.catalogue.count(transaction)
+        with store.moment() as (_, manifest):
+            pass
         runs = manifest.runs
         levels: dict[int, int] = {}
         for run in runs:
@@ -202,7 +202,7 @@ class LmdbEngine(Engine):
             points_exact=len(runs) <= 1
             and not manifest.deletes
             and all(run.t_min >= store.retained_from() for run in runs),
-            series=series,
+            series=manifest.state.series,
             bytes=store.environment.file_bytes(),
             last_write_ns=manifest.state.last_write_ns or None,
             details={

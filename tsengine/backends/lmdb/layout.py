@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from typing import Final
+
+from tsengine.errors import CorruptionError
 
 FORMAT_VERSION: Final = 1
 """Raised whenever a store written by this code could be misread by older code."""
@@ -36,6 +39,13 @@ TABLES: Final = (
 )
 """Name of each table, and whether it holds sorted duplicates."""
 
+SEAL_BYTES: Final = 4
+"""Bytes of the checksum in front of a row's payload."""
+
+SEAL_SEEDS: Final = {name: zlib.crc32(name.encode()) for name, _ in TABLES}
+"""What the checksum of a row of each table goes on from: `seal` on a hot path may be written
+out as `crc32(payload, crc32(key, SEAL_SEEDS[table]))`, which saves the call."""
+
 KEY_BYTES_MAX: Final = 500
 """Longest key used; LMDB's keys end at 511 bytes. Longer texts are hashed."""
 
@@ -57,6 +67,30 @@ def unpack_u64(key: bytes | memoryview) -> int:
     """Read the number that `pack_u64` wrote."""
     number: int = _U64.unpack(key)[0]
     return number
+
+
+def seal(table: str, key: bytes, payload: bytes) -> bytes:
+    """Give the value of a row: a checksum over table, key and payload, then the payload.
+
+    Every row has one but those of `blocks`, which have their own, of `postings`, which are
+    compared with the labels they lead to, and the format version, which any version reads.
+    About 0.3 µs.
+    """
+    checksum = zlib.crc32(payload, zlib.crc32(key, SEAL_SEEDS[table]))
+    return checksum.to_bytes(SEAL_BYTES, "little") + payload
+
+
+def unseal(table: str, key: bytes | memoryview, value: bytes | memoryview) -> bytes:
+    """Give the payload that `seal` was given.
+
+    Raises:
+        CorruptionError: the checksum is another; names table and key.
+    """
+    payload = bytes(value[SEAL_BYTES:])
+    checksum = zlib.crc32(payload, zlib.crc32(key, SEAL_SEEDS[table]))
+    if value[:SEAL_BYTES] != checksum.to_bytes(SEAL_BYTES, "little"):
+        raise CorruptionError(f"the row of key {bytes(key)!r} in table {table!r} is damaged")
+    return payload
 
 
 def block_key(run: int, series: int, timestamp: int) -> bytes:

@@ -188,7 +188,8 @@ class BlockBuilder:
         return cuts if is_tail else [*cuts, end]
 
     def _encode(self, columns: Columns) -> tuple[bytes, bytes]:
-        key, block = encode(self._run, self._kind, columns, packer=self._packer)
+        place = self._totals.blocks
+        key, block = encode(self._run, self._kind, columns, place=place, packer=self._packer)
         self._totals.add(columns, len(key) + len(block))
         return key, block
 

@@ -250,7 +250,6 @@ class BlockReader:
             header = read_header(key, block)
             if header.segments == 1:
                 if first_series == number:
-                    self._verify(bytes(key), block)
                     value = None if header.kind == ValueKind.OBJECT else header.last
                     if newest:
                         return header.last_timestamp, value
@@ -328,7 +327,7 @@ class BlockReader:
             if (header.last_series, header.last_timestamp) < (number, start):
                 return None  # the block before the place sought, and it ends before it
             if header.segments == 1:
-                self._verify(key, block)
+                self._verify(key, block, header)
                 columns = decode(key, block, header)
                 if is_whole:
                     return columns.timestamps, columns.values
@@ -369,13 +368,13 @@ class BlockReader:
     def _decode(self, key: bytes, block: bytes | memoryview, header: Header) -> Columns:
         """Verify once, decode, and remember blocks of many series."""
         if header.segments == 1:
-            self._verify(key, block)
+            self._verify(key, block, header)
             return decode(key, block, header)
         shelf = self._mixed.get(key)
         return (self._shelve(key, block, header) if shelf is None else shelf).columns
 
     def _shelve(self, key: bytes, block: bytes | memoryview, header: Header) -> Shelf:
-        self._verify(key, block)
+        self._verify(key, block, header)
         shelf = Shelf(decode(key, block, header))
         with self._lock:
             if key not in self._mixed:
@@ -386,10 +385,10 @@ class BlockReader:
                 self._mixed_bytes -= oldest.size
         return shelf
 
-    def _verify(self, key: bytes, block: bytes | memoryview) -> None:
+    def _verify(self, key: bytes, block: bytes | memoryview, header: Header) -> None:
         """Check a block's checksum, once in the life of this process."""
         if key not in self._verified:
-            verify(key, block)
+            verify(key, block, header)
             if len(self._verified) >= VERIFIED_MAX:
                 self._verified.clear()
             self._verified.add(key)

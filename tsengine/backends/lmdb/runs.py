@@ -18,12 +18,21 @@ import numpy as np
 
 from tsengine.backends.lmdb.columns import BoolArray, Columns
 from tsengine.backends.lmdb.environment import Table
-from tsengine.backends.lmdb.layout import DELETES, META, RUNS, pack_u64, unpack_u64
+from tsengine.backends.lmdb.layout import (
+    DELETES,
+    META,
+    RETIRED,
+    RUNS,
+    pack_u64,
+    seal,
+    unpack_u64,
+    unseal,
+)
 from tsengine.errors import CorruptionError
 from tsengine.model import Int64Array
 
 _RUN: Final = struct.Struct("<IIQQQQqqQQQ")
-_STATE: Final = struct.Struct("<QQQQQq")
+_STATE: Final = struct.Struct("<QQQQQqQQQ")
 STATE_KEY: Final = b"state"
 
 
@@ -59,7 +68,7 @@ class Run:
 
     def pack(self) -> bytes:
         """Give the manifest row."""
-        return _RUN.pack(
+        row = _RUN.pack(
             self.level,
             self.blocks,
             self.sequence_first,
@@ -72,17 +81,16 @@ class Run:
             self.series_last,
             self.size,
         )
+        return seal(RUNS, pack_u64(self.number), row)
 
     @classmethod
     def unpack(cls, number: int, row: bytes | memoryview) -> Run:
         """Read a manifest row.
 
         Raises:
-            CorruptionError: it has another length.
+            CorruptionError: it is damaged.
         """
-        if len(row) != _RUN.size:
-            raise CorruptionError(f"the manifest row of run {number} is damaged")
-        return cls(number, *_RUN.unpack(row))
+        return cls(number, *_RUN.unpack(unseal(RUNS, pack_u64(number), row)))
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether rows may lie in a time range."""
@@ -106,22 +114,21 @@ class DeleteEvent:
 
     def pack(self) -> bytes:
         """Give the row; bounds as signed 128-bit, since an end may be 2**63."""
-        return (
+        row = (
             self.start.to_bytes(16, "little", signed=True)
             + self.end.to_bytes(16, "little", signed=True)
             + self.series.tobytes()
         )
+        return seal(DELETES, pack_u64(self.sequence), row)
 
     @classmethod
     def unpack(cls, sequence: int, row: bytes | memoryview) -> DeleteEvent:
         """Read a row.
 
         Raises:
-            CorruptionError: it has an impossible length.
+            CorruptionError: it is damaged.
         """
-        plain = bytes(row)
-        if len(plain) < 32 or len(plain) % 8:  # two bounds of 16 bytes
-            raise CorruptionError(f"the row of delete {sequence} is damaged")
+        plain = unseal(DELETES, pack_u64(sequence), row)
         return cls(
             sequence,
             int.from_bytes(plain[:16], "little", signed=True),
@@ -167,6 +174,8 @@ class State:
         next_series: the next series number, before its kind is added.
         catalogue_epoch: goes up whenever a series is removed.
         last_write_ns: when the last points were committed; 0 for never.
+        runs, deletes: how many the manifest has, so that a missing row is seen.
+        series: how many series are listed.
     """
 
     version: int = 0
@@ -175,6 +184,9 @@ class State:
     next_series: int = 1
     catalogue_epoch: int = 0
     last_write_ns: int = 0
+    runs: int = 0
+    deletes: int = 0
+    series: int = 0
 
     def save(self, transaction: lmdb.Transaction, table: Table) -> None:
         """Write the row."""
@@ -185,22 +197,23 @@ class State:
             self.next_series,
             self.catalogue_epoch,
             self.last_write_ns,
+            self.runs,
+            self.deletes,
+            self.series,
         )
-        transaction.put(STATE_KEY, row, db=table)
+        transaction.put(STATE_KEY, seal(META, STATE_KEY, row), db=table)
 
     @classmethod
     def load(cls, transaction: lmdb.Transaction, table: Table) -> State:
-        """Read the row; a store without one is new.
+        """Read the row.
 
         Raises:
-            CorruptionError: it has another length.
+            CorruptionError: it is damaged or missing.
         """
         row = transaction.get(STATE_KEY, db=table)
         if row is None:
-            return cls()
-        if len(row) != _STATE.size:
-            raise CorruptionError("the state row of the store is damaged")
-        return cls(*_STATE.unpack(row))
+            raise CorruptionError("the state row of the store is missing")
+        return cls(*_STATE.unpack(unseal(META, STATE_KEY, row)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,12 +241,9 @@ class Manifest:
     ) -> Manifest:
         """Give the next manifest, without the deletes that hide nothing any more."""
         deletes = self.deletes if deletes is None else deletes
-        return Manifest(
-            self.transaction_id,
-            replace(state, version=self.state.version + 1),
-            tuple(runs),
-            tuple(delete for delete in deletes if any(map(delete.touches, runs))),
-        )
+        deletes = tuple(delete for delete in deletes if any(map(delete.touches, runs)))
+        state = replace(state, version=self.state.version + 1, runs=len(runs), deletes=len(deletes))
+        return Manifest(self.transaction_id, state, tuple(runs), deletes)
 
     def save(
         self, transaction: lmdb.Transaction, tables: Mapping[str, Table], before: Manifest
@@ -262,18 +272,21 @@ class Manifest:
         """Read the manifest of the moment that a transaction sees.
 
         Raises:
-            CorruptionError: a row is damaged.
+            CorruptionError: a row is damaged or missing.
         """
+        state = State.load(transaction, tables[META])
         runs = [Run.unpack(unpack_u64(key), row) for key, row in transaction.cursor(tables[RUNS])]
-        return cls(
-            transaction.id(),
-            State.load(transaction, tables[META]),
-            tuple(sorted(runs, key=lambda run: run.sequence_last)),
-            tuple(
-                DeleteEvent.unpack(unpack_u64(key), row)
-                for key, row in transaction.cursor(tables[DELETES])
-            ),
-        )
+        deletes = [
+            DeleteEvent.unpack(unpack_u64(key), row)
+            for key, row in transaction.cursor(tables[DELETES])
+        ]
+        if (len(runs), len(deletes)) != (state.runs, state.deletes):
+            raise CorruptionError(
+                f"the manifest has {len(runs)} runs and {len(deletes)} deletes, it should have "
+                f"{state.runs} and {state.deletes}"
+            )
+        runs.sort(key=lambda run: run.sequence_last)
+        return cls(transaction.id(), state, tuple(runs), tuple(deletes))
 
 
 class Pins:
@@ -320,14 +333,19 @@ class Retired:
 
     def pack(self) -> bytes:
         """Give the row."""
-        packed: bytes = msgpack.packb([self.version, self.at_ns])
-        return packed
+        row = msgpack.packb([self.version, self.at_ns])
+        return seal(RETIRED, pack_u64(self.number), row)
 
     @classmethod
     def unpack(cls, number: int, row: bytes | memoryview) -> Retired:
-        """Read a row."""
+        """Read a row.
+
+        Raises:
+            CorruptionError: it is damaged.
+        """
+        plain = unseal(RETIRED, pack_u64(number), row)
         try:
-            version, at_ns = msgpack.unpackb(row)
+            version, at_ns = msgpack.unpackb(plain)
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"the row of retired run {number} is damaged") from error
         return cls(number, version, at_ns)

@@ -31,7 +31,9 @@ from tsengine.backends.lmdb.layout import (
     RUNS,
     TABLES,
     pack_u64,
+    seal,
     text_key,
+    unseal,
 )
 from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns
 from tsengine.backends.lmdb.reading import BlockReader
@@ -300,6 +302,7 @@ class Store:
             next_run=number + 1,
             next_series=state.next_series + created,
             last_write_ns=now_ns,
+            series=state.series + created,
         )
         registered: dict[ValueKind, range] = {}
 
@@ -335,7 +338,11 @@ class Store:
         state = replace(before.state, sequence=event.sequence)
         numbers = event.series.tolist()
         if remove:
-            state = replace(state, catalogue_epoch=state.catalogue_epoch + 1)
+            state = replace(
+                state,
+                catalogue_epoch=state.catalogue_epoch + 1,
+                series=state.series - len(numbers),
+            )
         manifest = before.with_runs(before.runs, state, [*before.deletes, event])
 
         def work(transaction: lmdb.Transaction) -> None:
@@ -343,7 +350,7 @@ class Store:
                 self.catalogue.remove(transaction, numbers)
                 row = msgpack.packb([manifest.state.version, now_ns, event.series.tobytes()])
                 key = pack_u64(REMOVED_SERIES | event.sequence)
-                transaction.put(key, row, db=self.environment.tables[RETIRED])
+                transaction.put(key, seal(RETIRED, key, row), db=self.environment.tables[RETIRED])
 
         self.publish(manifest, work)
         if remove:
@@ -376,11 +383,13 @@ class Store:
         self, transaction: lmdb.Transaction, producer: str
     ) -> tuple[ProducerMark, WriteReceipt] | None:
         """Give the highest mark of a producer, and the receipt of its batch."""
-        row = transaction.get(text_key(producer), db=self.environment.tables[PRODUCERS])
+        key = text_key(producer)
+        row = transaction.get(key, db=self.environment.tables[PRODUCERS])
         if row is None:
             return None
+        plain = unseal(PRODUCERS, key, row)
         try:
-            name, sequence, piece, receipt = msgpack.unpackb(row)
+            name, sequence, piece, receipt = msgpack.unpackb(plain)
             submitted, accepted, refused, evicted, reasons, indices = receipt
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"the mark of producer {producer!r} is damaged") from error
@@ -418,15 +427,16 @@ class Store:
                 ],
             ]
         )
-        transaction.put(text_key(mark.producer), row, db=self.environment.tables[PRODUCERS])
+        key = text_key(mark.producer)
+        transaction.put(key, seal(PRODUCERS, key, row), db=self.environment.tables[PRODUCERS])
 
     def _raw_blocks(
         self, run: int, columns: dict[ValueKind, Columns], totals: Totals
     ) -> list[tuple[bytes, bytes]]:
-        blocks = []
+        blocks: list[tuple[bytes, bytes]] = []
         for kind in sorted(columns):
             for part in split_raw(kind, columns[kind], self.settings.block_points):
-                key, block = encode(run, kind, part, packer=None)
+                key, block = encode(run, kind, part, place=len(blocks), packer=None)
                 totals.add(part, len(key) + len(block))
                 blocks.append((key, block))
         return blocks
@@ -445,8 +455,10 @@ class Store:
                 raise FormatVersionError(f"{path} was never opened by a writer")
 
             def create(transaction: lmdb.Transaction) -> None:
+                packed = msgpack.packb(options.to_dict())
                 transaction.put(FORMAT_KEY, str(FORMAT_VERSION).encode(), db=meta)
-                transaction.put(OPTIONS_KEY, msgpack.packb(options.to_dict()), db=meta)
+                transaction.put(OPTIONS_KEY, seal(META, OPTIONS_KEY, packed), db=meta)
+                State().save(transaction, meta)
 
             self.environment.write(create)
             return options
@@ -455,8 +467,9 @@ class Store:
                 f"{path} has format {version.decode(errors='replace')!r}, this version reads "
                 f"{FORMAT_VERSION}; open it with a newer tsengine"
             )
+        packed = unseal(META, OPTIONS_KEY, row or b"")
         try:
-            stored = StoreOptions.from_dict(msgpack.unpackb(row or b""))
+            stored = StoreOptions.from_dict(msgpack.unpackb(packed))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"the options of {path} are damaged") from error
         stored.check_agreement(options, given, path)

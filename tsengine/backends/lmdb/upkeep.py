@@ -22,6 +22,7 @@ from tsengine.backends.lmdb.layout import (
     RETIRED,
     pack_u64,
     unpack_u64,
+    unseal,
 )
 from tsengine.backends.lmdb.merge import RUNS_DUE, Merge, delete_blocks, plan
 from tsengine.backends.lmdb.runs import Manifest, Retired, Run
@@ -53,8 +54,9 @@ class RemovedSeries:
         Raises:
             CorruptionError: it is damaged.
         """
+        plain = unseal(RETIRED, pack_u64(key), row)
         try:
-            version, at_ns, packed = msgpack.unpackb(row)
+            version, at_ns, packed = msgpack.unpackb(plain)
             numbers = tuple(np.frombuffer(packed, np.int64).tolist())
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"the row of removed series {key} is damaged") from error
