@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -95,22 +94,26 @@ def combine(pieces: Sequence[Columns], policy: DuplicatePolicy) -> Columns:
         return Columns(empty, np.zeros(1, np.int64), empty, np.empty(0, np.float64))
     if len(pieces) == 1:
         return fold_columns(pieces[0], policy)
-    row_series = np.concatenate([piece.row_series() for piece in pieces])
+    # What is ordered are segments, the rows that one piece has of one series: there are far
+    # fewer of them than rows.
+    series = np.concatenate([piece.series for piece in pieces])
+    counts = np.concatenate([np.diff(piece.offsets) for piece in pieces])
     timestamps = np.concatenate([piece.timestamps for piece in pieces])
     values: ValueArray = np.concatenate([piece.values for piece in pieces])
-    order = _stable_order(pieces, row_series)
-    if order is not None:
-        row_series, timestamps, values = row_series[order], timestamps[order], values[order]
-    falls = timestamps[1:] < timestamps[:-1]
-    falls &= row_series[1:] == row_series[:-1]
-    if falls.any():
-        order = np.lexsort((timestamps, row_series))
-        row_series, timestamps, values = row_series[order], timestamps[order], values[order]
-    starts = distinct_starts(timestamps, row_series)
-    if starts is not None:
-        row_series, timestamps = row_series[starts], timestamps[starts]
-        values = fold_values(starts, values, _reading(policy))
-    return group_rows(row_series, timestamps, values)
+    if (series[1:] < series[:-1]).any():
+        order = series.argsort(kind="stable")
+        rows = _rows_in_order(counts, order)
+        timestamps, values = timestamps[rows], values[rows]
+        series, counts = series[order], counts[order]
+    ends = np.cumsum(counts)
+    is_last = np.append(series[1:] != series[:-1], True)  # of its series
+    columns = Columns(series[is_last], np.concatenate(([0], ends[is_last])), timestamps, values)
+    borders = ends[~is_last]
+    if (timestamps[borders] < timestamps[borders - 1]).any():  # pieces overlap in time
+        row_series = columns.row_series()
+        by_time = np.lexsort((timestamps, row_series))
+        columns = Columns(columns.series, columns.offsets, timestamps[by_time], values[by_time])
+    return fold_columns(columns, policy)
 
 
 def fold_columns(columns: Columns, policy: DuplicatePolicy) -> Columns:
@@ -134,22 +137,15 @@ def _reading(policy: DuplicatePolicy) -> DuplicatePolicy:
     return DuplicatePolicy.LAST if policy is DuplicatePolicy.ERROR else policy
 
 
-def _stable_order(pieces: Sequence[Columns], row_series: Int64Array) -> Int64Array | None:
-    """Order that sorts by series and keeps the order of pieces; None where it holds already.
+def _rows_in_order(counts: Int64Array, order: Int64Array) -> Int64Array:
+    """Give the rows of segments in another order: int64[n].
 
-    Series numbers are ranked first, so that (rank, row) packs into one integer and numpy's
-    fastest sort serves, although it is not stable by itself.
+    Args:
+        counts: int64[k], the rows of each segment as they stand.
+        order: int64[k], the segments as they are to stand.
     """
-    if all(before.series[-1] < after.series[0] for before, after in pairwise(pieces)):
-        return None
-    # Sorted by hand: numpy's unique goes by hashing, which takes several times as long.
-    distinct = np.sort(np.concatenate([piece.series for piece in pieces]))
-    if distinct[0] == distinct[-1]:
-        return None
-    distinct = distinct[np.concatenate(([True], distinct[1:] != distinct[:-1]))]
-    packed = distinct.searchsorted(row_series)
-    packed <<= 32
-    packed |= np.arange(len(row_series))
-    packed.sort()
-    packed &= 2**32 - 1
-    return packed
+    rows = int(counts.sum())
+    if len(order) == rows:  # one each, as in flushes over very many series
+        return order
+    starts, counts = (np.cumsum(counts) - counts)[order], counts[order]
+    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(rows)
