@@ -28,7 +28,7 @@ INSTALLED := PYTHONSAFEPATH=1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment break each other
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench growth clean
 
 help:
 	@echo "make demo    real sensor data through the write buffer into an LMDB store, and back"
@@ -36,6 +36,7 @@ help:
 	@echo "make check   ruff, mypy --strict, the import contract"
 	@echo "make format  let ruff format and mend what it can"
 	@echo "make bench   the figures, with the peers' beside them (some minutes)"
+	@echo "make growth  one store grown to 300,000,000 points; figures and charts into docs/"
 	@echo "make clean   remove what these made, the environment $(VENV) included"
 
 demo: $(STAMPS)/demo $(STAMPS)/installed
@@ -60,6 +61,9 @@ format: $(STAMPS)/dev
 
 bench: $(STAMPS)/dev $(STAMPS)/installed
 	$(BIN)/python -m benchmarks.report
+
+growth: $(STAMPS)/dev $(STAMPS)/installed
+	$(BIN)/python -m benchmarks.growth --json docs/growth.json --chart docs/growth.svg
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _FILE_SYSTEMS_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _PACKAGES = ("tsengine", "lmdb", "numpy", "pcodec", "rocksdict", "duckdb", "pyarrow")
@@ -108,6 +112,29 @@ def fresh_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def ask_fresh_process(module: str, *arguments: str, question: str = "") -> Any:
+    """Run a module of ours as a program and give the JSON that it prints.
+
+    Args:
+        module: its name, as in `python -m`.
+        arguments: of the program.
+        question: its standard input.
+    """
+    # With our own path, so that it imports the same tsengine, and this folder behind it, which
+    # pytest leaves out.
+    path = [*sys.path, str(Path(__file__).resolve().parent.parent)]
+    run = f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    program = f"import runpy, sys; sys.path[:] = {path!r}; {run}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        check=True,
+        input=question,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout)
 
 
 def settle() -> None:

@@ -1,4 +1,4 @@
-"""Timing reads against `numpy.fromfile`, here and in a fresh process, and timing `open`.
+"""Timing reads, of which some against `numpy.fromfile`, and `open`, here and in a fresh process.
 
 Run as a program, it is that fresh process: it opens a store, reads, and prints its own
 figures as JSON. Its clocks start after everything is imported.
@@ -10,19 +10,19 @@ import argparse
 import gc
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import tsengine.backends.lmdb  # opening a store would import it inside the clock
 from benchmarks.column_files import ColumnFiles
-from benchmarks.machine import freeze
+from benchmarks.machine import ask_fresh_process, freeze
 from benchmarks.ours import open_engine
 from benchmarks.workload import series_labels
-from tsengine import Engine
+from tsengine import Engine, Labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,32 @@ def time_reads(
     return ReadTimes(statistics.median(ours) / 1e3, statistics.median(theirs) / 1e3)
 
 
+class Range(NamedTuple):
+    """A stretch of one series: `[start, end)` in nanoseconds."""
+
+    labels: Labels
+    start: int
+    end: int
+
+
+def time_ranges(engine: Engine, ranges: Sequence[Range]) -> float:
+    """Read ranges in turn, each once; gives the median, in microseconds.
+
+    Raises:
+        ShortAnswerError: a range is empty.
+    """
+    seconds = []
+    clock = time.perf_counter_ns
+    gc.collect()
+    for labels, start, end in ranges:
+        started = clock()
+        batches = engine.query(labels, start, end)
+        seconds.append(clock() - started)
+        if not batches:
+            raise ShortAnswerError(f"{labels.id} has no rows from {start} to {end}")
+    return statistics.median(seconds) / 1e3
+
+
 def time_open(url: str) -> float:
     """Time `open` alone, in milliseconds."""
     started = time.perf_counter_ns()
@@ -103,23 +129,21 @@ def read_in_fresh_process(url: str, files: Path, numbers: Sequence[int], *, rows
     return ReadTimes(**_run("read", url, question))
 
 
+def ranges_in_fresh_process(url: str, ranges: Sequence[Range]) -> float:
+    """Start a process that opens the store and reads ranges; give what `time_ranges` says."""
+    question = json.dumps([(dict(labels), start, end) for labels, start, end in ranges])
+    return _run("ranges", url, question)["microseconds"]
+
+
 def _run(what: str, url: str, question: str = "") -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.reading", what, url],
-        check=True,
-        input=question,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).resolve().parent.parent,  # where `benchmarks` is found
-    )
-    answer: dict[str, float] = json.loads(done.stdout)
+    answer: dict[str, float] = ask_fresh_process("benchmarks.reading", what, url, question=question)
     return answer
 
 
 def main() -> None:
     """Open or read, as the arguments and standard input say, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("open", "read"))
+    parser.add_argument("what", choices=("open", "read", "ranges"))
     parser.add_argument("url")
     arguments = parser.parse_args()
     if arguments.what == "open":
@@ -127,6 +151,12 @@ def main() -> None:
         print(json.dumps({"milliseconds": time_open(arguments.url)}))
         return
     question = json.load(sys.stdin)
+    if arguments.what == "ranges":
+        ranges = [Range(Labels(labels), start, end) for labels, start, end in question]
+        freeze()
+        with open_engine(arguments.url, merging="manual") as engine:
+            print(json.dumps({"microseconds": time_ranges(engine, ranges)}))
+        return
     files = ColumnFiles(Path(question["files"]))
     freeze()
     with open_engine(arguments.url, merging="manual") as engine:
