@@ -30,7 +30,7 @@ def open_engine(url: str, **options: str) -> Engine:
     """Open a store as the figures ask for it: LMDB at durability `commit`."""
     if url.startswith("lmdb:"):
         options = {"durability": "commit", **options}
-    return tsengine.open(url, **options)
+    return tsengine.open(url, **options)  # type: ignore[arg-type]  # `timeout` is not among them
 
 
 def single_writes(points: Sequence[DataPoint]) -> Feed:

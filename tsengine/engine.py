@@ -24,6 +24,8 @@ from tsengine.errors import (
     InvalidDataError,
     NotOpenError,
     ReadOnlyError,
+    StoreInUseError,
+    StoreInUseTimeoutError,
     UnsavedPointsError,
     UnsupportedError,
 )
@@ -47,6 +49,7 @@ from tsengine.options import STORE_OPTIONS, Converter, StoreOptions, convert_opt
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
 from tsengine.staging import Staging, in_callers_order, judge_point
+from tsengine.waiting import Patience
 
 
 class Capability(enum.StrEnum):
@@ -241,7 +244,12 @@ class Engine(WriteBufferHandler):
 
     @abstractmethod
     def _open(self) -> None:
-        """Primitive: open or create the store; may call `_adopt_options` with stored ones."""
+        """Primitive: open or create the store; may call `_adopt_options` with stored ones.
+
+        Raises:
+            StoreInUseError: somebody has the store who may give it back. It is raised at once
+                and leaves nothing open: `open` waits, and calls again.
+        """
 
     @abstractmethod
     def _close(self) -> None:
@@ -291,21 +299,41 @@ class Engine(WriteBufferHandler):
 
     # Life.
 
-    def open(self) -> Self:
+    def open(self, *, timeout: float | None = 0.0, cancel: threading.Event | None = None) -> Self:
         """Open the store, creating it where there is none.
 
+        Args:
+            timeout: seconds to wait while another process has the store open for writing; 0
+                for not at all, None for as long as it takes.
+            cancel: gives up waiting when it is set.
+
         Raises:
-            NotOpenError: it was open before: an engine opens once.
+            NotOpenError: it was opened or closed before: an engine opens once.
             StorageError: the store cannot be opened.
+            StoreInUseError: another process has it open for writing; after a `timeout` above 0
+                a StoreInUseTimeoutError, which is a WaitTimeoutError too. Open may be tried again.
+            CancelledError: `cancel` was set. Open may be tried again.
             StoreOptionError: it was created with other options.
         """
-        with self._lifecycle_lock:
-            if self._state is not _State.NEW:
-                raise NotOpenError(f"{self!r} was opened before; make a new engine")
-            self._pid = os.getpid()
-            self._open()
-            self._state = _State.OPEN
-        return self
+        patience = Patience(timeout, cancel)
+        while True:
+            with self._lifecycle_lock:  # not while it waits: close() may be called meanwhile
+                if self._state is not _State.NEW:
+                    raise NotOpenError(f"{self!r} was opened or closed before; make a new engine")
+                self._pid = os.getpid()
+                try:
+                    self._open()
+                except StoreInUseError as error:
+                    refusal = error
+                else:
+                    self._state = _State.OPEN
+                    return self
+            if patience.is_none:
+                raise refusal
+            if not patience.wait():
+                raise StoreInUseTimeoutError(
+                    f"{refusal}; waited for {timeout} seconds"
+                ) from refusal
 
     def close(self) -> None:
         """Close the store, for good; a second call does nothing.

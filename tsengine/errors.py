@@ -29,6 +29,7 @@
     └── StorageError (OSError)
         ├── StorePathError                 a path that cannot hold a store: a file, no permission
         ├── StoreInUseError                another process writes to the store
+        │   └── StoreInUseTimeoutError (WaitTimeoutError)   it still did after `timeout`
         ├── StorageFullError               the disk is full
         ├── FormatVersionError             a store of a newer or foreign format
         ├── CorruptionError                stored bytes fail their checksum
@@ -223,6 +224,10 @@ class StorePathError(StorageError):
 
 class StoreInUseError(StorageError):
     """Is raised when another process has the store open for writing."""
+
+
+class StoreInUseTimeoutError(StoreInUseError, WaitTimeoutError):
+    """Is raised when another process still had the store open after `timeout` seconds."""
 
 
 class StorageFullError(StorageError):

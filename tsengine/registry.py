@@ -7,6 +7,7 @@ imported when a URL asks for them: a driver that is not used is not needed.
 from __future__ import annotations
 
 import functools
+import threading
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Final
 from urllib.parse import unquote
@@ -24,7 +25,13 @@ GROUP: Final = "tsengine.backends"
 whose constructor takes the location first and options as keywords."""
 
 
-def open(url: str, **options: object) -> Engine:
+def open(
+    url: str,
+    *,
+    timeout: float | None = 0.0,
+    cancel: threading.Event | None = None,
+    **options: object,
+) -> Engine:
     """Open a store.
 
     A URL is a scheme, a location and options: `scheme://location?name=value&name=value`.
@@ -35,6 +42,9 @@ def open(url: str, **options: object) -> Engine:
     Args:
         url: `memory://`, `memory:///path/of/a/snapshot`, `lmdb:///absolute/path`,
             `lmdb://relative/path`, or one of an installed backend.
+        timeout: seconds to wait while another process has the store open for writing; 0 for
+            not at all, None for as long as it takes.
+        cancel: gives up waiting when it is set.
         options: options of the backend, as Python values.
 
     Returns:
@@ -44,7 +54,9 @@ def open(url: str, **options: object) -> Engine:
         UnknownBackendError: no backend has this scheme; lists those that are known.
         UnknownOptionError: an option is unknown, given twice, or makes no sense.
         MissingDependencyError: the backend needs a package that is not installed.
-        StorageError: the store cannot be opened.
+        StorageError: the store cannot be opened; StoreInUseError where another process has it.
+        StoreInUseTimeoutError: it still had it after `timeout`.
+        CancelledError: `cancel` was set.
     """
     scheme, location, given = _parse(url)
     backend = _load(_find(scheme))
@@ -63,7 +75,7 @@ def open(url: str, **options: object) -> Engine:
     if "location" in options:
         raise UnknownOptionError("the location of a store stands in its URL; it is no option")
     engine = backend(location, **options, **given)  # type: ignore[arg-type]  # clock_ns may be one
-    return engine.open()
+    return engine.open(timeout=timeout, cancel=cancel)
 
 
 def _parse(url: object) -> tuple[str, str, dict[str, str]]:

@@ -16,6 +16,7 @@ from typing import Final
 
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.errors import StoreInUseError, StorePathError
+from tsengine.waiting import Patience
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
@@ -26,6 +27,12 @@ SCRATCH: Final = "compacting"
 
 LOCK_FILE_BYTES: Final = 40_960
 """64 bytes for each of `READERS_MAX` readers and LMDB's header, in whole pages."""
+
+SWAP_SECONDS_MAX: Final = 1.0
+"""How long a process that opens for reading waits for a compaction to put its file in place, which
+takes milliseconds; one that was stopped in it would keep it for good."""
+
+_KERNEL_LOCKS: Final = Path("/proc/locks")
 
 _FILES: Final = frozenset({DATA_FILE, LOCK_FILE, WRITER_LOCK, READERS_LOCK, SCRATCH})
 
@@ -42,29 +49,24 @@ class HeldLock:
     """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
-        name = path / (READERS_LOCK if read_only else WRITER_LOCK)
+        self._lock: int | None = _open_lock(path / (READERS_LOCK if read_only else WRITER_LOCK))
         try:
-            lock = _open_lock(name)
-        except OSError as error:
-            raise translate_os(error, name, "cannot be opened") from error
-        self._lock: int | None = lock
-        if read_only:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            if read_only:
+                _share(self._lock, path)
+            elif not _try_lock(self._lock, fcntl.LOCK_EX, path):
+                raise StoreInUseError(
+                    f"{path} is open for writing in another process{_holder_of(self._lock)}; "
+                    "close it there, or open with read_only=True"
+                )
+        except BaseException:
             self.abandon()
-            raise StoreInUseError(
-                f"{path} is open for writing in another process; close it there, or open "
-                "with read_only=True"
-            ) from error
+            raise
 
     def release(self) -> None:
-        """Unlock and close; unlocked first, since a forked child may still hold a copy."""
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self.abandon()
+        """Unlock and close."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            _release(lock)
 
     def abandon(self) -> None:
         """Close and not unlock: in a forked child, whose parent keeps the lock."""
@@ -80,24 +82,66 @@ def readers_shut_out(path: Path) -> Iterator[bool]:
     Raises:
         StorageError: the lock file cannot be opened.
     """
+    lock = _open_lock(path / READERS_LOCK)
     try:
-        lock = _open_lock(path / READERS_LOCK)
+        yield _try_lock(lock, fcntl.LOCK_EX, path)
+    finally:
+        _release(lock)
+
+
+def _open_lock(path: Path) -> int:
+    # Not blocking, for what is no lock file but a pipe by that name.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags, 0o600)
     except OSError as error:
-        raise translate_os(error, path / READERS_LOCK, "cannot be opened") from error
+        raise translate_os(error, path, "cannot be opened") from error
+
+
+def _try_lock(lock: int, how: int, path: Path) -> bool:
+    """Lock an open file where nobody has it locked in a way that forbids it; whether it is ours."""
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            alone = False
-        else:
-            alone = True
-        yield alone
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise translate_os(error, path, "cannot be locked; use a local file system") from error
+    return True
+
+
+def _share(lock: int, path: Path) -> None:
+    """Lock a file together with other readers, once no compaction keeps it."""
+    patience = Patience(SWAP_SECONDS_MAX, None)
+    while not _try_lock(lock, fcntl.LOCK_SH, path):
+        if not patience.wait():
+            raise StoreInUseError(
+                f"the data file of {path} is being replaced by a compaction{_holder_of(lock)}; "
+                "open it later"
+            )
+
+
+def _release(lock: int) -> None:
+    # Unlocked first, since a child forked meanwhile may hold a copy of the descriptor.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_UN)
     finally:
         os.close(lock)
 
 
-def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _holder_of(lock: int) -> str:
+    """Tell which process has locked a file, as part of a message.
+
+    Empty where the kernel does not show it: in another system than Linux, across containers.
+    """
+    found = os.fstat(lock)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError, ValueError):
+        for line in _KERNEL_LOCKS.read_text().splitlines():
+            # 1: FLOCK  ADVISORY  WRITE 4711 fe:01:131073 0 EOF
+            _, kind, *_, process, where, _, _ = line.split()
+            if kind == "FLOCK" and where == place and int(process) > 0:
+                return f" (process {process})"
+    return ""
 
 
 def prepare_directory(path: Path, *, read_only: bool) -> None:
