@@ -492,6 +492,33 @@ class _reader:  # noqa: N801  # reads as a statement
         assert self._process.returncode == 0
 
 
+@pytest.mark.parametrize("opens", ["here", "elsewhere"])
+def test_readers_go_on_while_a_compaction_copies(
+    path: Path, monkeypatch: pytest.MonkeyPatch, opens: str
+) -> None:
+    """While the smaller file is written the store can be read; a new reader elsewhere keeps it."""
+    with LmdbEngine(str(path), merging="manual") as engine, contextlib.ExitStack() as readers:
+        commits(engine, 5)
+        expected = rows_of(engine)
+        copy = environment.Environment._copy_to_scratch
+        counted: list[str] = []
+
+        def copy_slowly(self: environment.Environment) -> None:
+            copy(self)
+            if opens == "here":
+                counted.append(str(engine.count()))
+            else:
+                counted.append(readers.enter_context(_reader(path))("count"))
+
+        monkeypatch.setattr(environment.Environment, "_copy_to_scratch", copy_slowly)
+        report = engine.compact()
+        assert counted == [str(engine.count())]
+        assert report.reason == ("" if opens == "here" else "another process is reading the store")
+        engine.write([(A, 1, 1.0)])
+        assert rows_of(engine) == {**expected, A: [(1, 1.0)]}
+        assert not (path / "compacting").exists()
+
+
 # Commits of unknown outcome.
 
 

@@ -279,8 +279,9 @@ class LmdbEngine(Engine):
     def compact(self) -> CompactReport:
         """Merge everything into one run, apply deletes, and give space back to the disk.
 
-        Writers and readers go on meanwhile, but for the moment in which the smaller file
-        takes the place of the larger.
+        Readers go on meanwhile, but for the moment in which the smaller file takes the place
+        of the larger; writers wait while it is written. With a reader in another process the
+        file stays, and the report says so.
         """
         self._check_writable()
         store = self._store

@@ -38,6 +38,8 @@ MAP_BYTES_MIN: Final = 1 << 24
 READERS_MAX: Final = 512
 """Slots for read transactions of all processes; LMDB's own default of 126 is soon taken."""
 
+_OTHERS_READ: Final = "another process is reading the store"
+
 T = TypeVar("T")
 
 Table: TypeAlias = "lmdb._Database"  # LMDB has no public name for it
@@ -210,13 +212,18 @@ class Environment:
             StorageError: the new file could not be written; the old one stands.
         """
         try:
-            with readers_shut_out(self.path) as alone:
-                if not alone:
-                    return "another process is reading the store"
-                with self._write_lock, self._alone():
-                    self._swap_in_copy()
-                    with self._lmdb.begin(buffers=True) as transaction:
-                        reopened(transaction)
+            if self.has_other_processes():
+                return _OTHERS_READ
+            with self._write_lock:  # so that the copy stays what the file holds
+                try:
+                    self._copy_to_scratch()
+                    with readers_shut_out(self.path) as alone:
+                        if not alone:
+                            return _OTHERS_READ
+                        with self._alone():
+                            self._swap_in_copy(reopened)
+                finally:
+                    remove_scratch(self.path)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         except OSError as error:
@@ -225,21 +232,26 @@ class Environment:
             raise translate_os(error, self.path, "cannot be made smaller") from error
         return ""
 
-    def _swap_in_copy(self) -> None:
+    def _copy_to_scratch(self) -> None:
+        """Write the smaller file, while readers of this process and of others go on."""
         scratch = self.path / SCRATCH
         remove_scratch(self.path)
         scratch.mkdir(mode=0o700)
+        self._lmdb.copy(str(scratch), compact=True)
+        (scratch / DATA_FILE).chmod(0o600)
+        sync_file(scratch / DATA_FILE)
+
+    def _swap_in_copy(self, reopened: Callable[[lmdb.Transaction], None]) -> None:
+        """Put the smaller file in place; nobody has the store open but this caller."""
         try:
-            self._lmdb.copy(str(scratch), compact=True)
-            (scratch / DATA_FILE).chmod(0o600)
-            sync_file(scratch / DATA_FILE)
             self._lmdb.close()
-            (scratch / DATA_FILE).replace(self.path / DATA_FILE)
+            (self.path / SCRATCH / DATA_FILE).replace(self.path / DATA_FILE)
             sync_directory(self.path)
         finally:
-            remove_scratch(self.path)
             self._lmdb.close()  # a second time does nothing
             self._reopen()
+        with self._lmdb.begin(buffers=True) as transaction:
+            reopened(transaction)
 
     def _reopen(self) -> None:
         self._lmdb = _open_lmdb(self.path, read_only=self.read_only, durable=self._durable)
