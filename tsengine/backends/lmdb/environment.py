@@ -6,6 +6,7 @@ Nothing above this module meets an error of LMDB or of the system: they are tran
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from tsengine.backends.lmdb.files import (
     SCRATCH,
     HeldLock,
     allocate_lock_file,
-    prepare_directory,
     readers_shut_out,
     remove_scratch,
     sync_directory,
@@ -84,7 +84,7 @@ class Environment:
     """An open LMDB environment.
 
     Args:
-        path: the directory; its leaf is created where missing.
+        path: the directory, as `files.open_directory` leaves it.
         tables: names of the tables; those with True hold sorted duplicates.
         read_only: open for reading beside a writer of another process.
         durable: whether a commit is on disk when it returns; otherwise a power cut may
@@ -103,7 +103,6 @@ class Environment:
         self.read_only = read_only
         self._durable = durable
         self._table_names = tuple(tables)
-        prepare_directory(path, read_only=read_only)
         self._gate_lock = threading.Lock()  # guards _readers, _shut and _closed
         self._gate = threading.Condition(self._gate_lock)  # waited at by those shut out
         self._readers: set[int] = set()  # by identity, so that leaving twice is leaving once
@@ -195,7 +194,7 @@ class Environment:
         """Write a compacted copy of the data file to a file of another directory."""
         with self.read():  # holds the gate: the map must not move under the copy
             try:
-                self._lmdb.copy(str(path), compact=True)
+                self._lmdb.copy(os.fsencode(path), compact=True)  # type: ignore[arg-type]  # takes both
             except lmdb.Error as error:
                 raise translate(error, path) from error
 
@@ -237,7 +236,7 @@ class Environment:
         scratch = self.path / SCRATCH
         remove_scratch(self.path)
         scratch.mkdir(mode=0o700)
-        self._lmdb.copy(str(scratch), compact=True)
+        self._lmdb.copy(os.fsencode(scratch), compact=True)  # type: ignore[arg-type]  # takes both
         (scratch / DATA_FILE).chmod(0o600)
         sync_file(scratch / DATA_FILE)
 
@@ -353,7 +352,7 @@ def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environmen
     while True:
         try:
             environment = lmdb.open(
-                str(path),
+                os.fsencode(path),
                 map_size=size,
                 readonly=read_only,
                 create=not read_only,

@@ -144,33 +144,61 @@ def _holder_of(lock: int) -> str:
     return ""
 
 
-def prepare_directory(path: Path, *, read_only: bool) -> None:
-    """Make sure of a directory that holds a store or may become one."""
+def open_directory(path: Path, *, read_only: bool) -> int:
+    """Give a descriptor of a directory that holds a store or may become one.
+
+    Raises:
+        StorePathError: it holds something else.
+    """
     try:
-        if not path.exists():
-            if read_only:
-                raise StorePathError(f"{path} does not exist; a store is created by a writer")
-            path.mkdir(mode=0o700)  # before LMDB would make it, with the mode of its files
-            return
+        if not read_only:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)  # before LMDB would make it, with the mode of its files
         if not path.is_dir():
-            raise StorePathError(f"{path} is a file; a store is a directory")
-        present = set()
-        with os.scandir(path) as entries:
-            for entry in entries:
-                present.add(entry.name)
-                if entry.name in _FILES and entry.is_symlink():
-                    raise StorePathError(f"{entry.path} is a symbolic link; a store has none")
-        if DATA_FILE not in present:
-            if read_only:
-                raise StorePathError(f"{path} holds no store; a store is created by a writer")
-            if present - _FILES:
-                raise StorePathError(
-                    f"{path} is a directory with other files; give an empty or a new one"
-                )
+            if not os.path.lexists(path):
+                raise StorePathError(f"{path} does not exist; a store is created by a writer")
+            what = "a symbolic link to nothing" if path.is_symlink() else "a file"
+            raise StorePathError(f"{path} is {what}; a store is a directory")
+        _check_entries(path, read_only=read_only)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except StorePathError:
+        raise
     except OSError as error:
-        if isinstance(error, StorePathError):
-            raise
         raise translate_os(error, path, "cannot hold a store") from error
+
+
+def _check_entries(path: Path, *, read_only: bool) -> None:
+    """Check that a directory holds the files of a store and nothing that poses as one."""
+    present = set()
+    with os.scandir(path) as entries:
+        for entry in entries:
+            present.add(entry.name)
+            if entry.name in _FILES:
+                _check_entry(entry)
+    if DATA_FILE not in present:
+        if read_only:
+            raise StorePathError(f"{path} holds no store; a store is created by a writer")
+        if present - _FILES:
+            raise StorePathError(
+                f"{path} is a directory with other files; give an empty or a new one"
+            )
+
+
+def _check_entry(entry: os.DirEntry[str]) -> None:
+    if entry.is_symlink():
+        raise StorePathError(f"{entry.path} is a symbolic link; a store has none")
+    if entry.name == SCRATCH:
+        if not entry.is_dir():
+            raise StorePathError(f"{entry.path} is no directory; a store has no such file")
+        return
+    if not entry.is_file():
+        raise StorePathError(f"{entry.path} is no regular file; a store has no others")
+    # By way of another directory the same data would have other locks.
+    if entry.name == DATA_FILE and entry.stat().st_nlink > 1:
+        raise StorePathError(
+            f"{entry.path} has another name (a hard link), by which it could be open as well; "
+            "remove that, or use a copy that snapshot() made"
+        )
 
 
 def allocate_lock_file(path: Path) -> None:
@@ -181,7 +209,9 @@ def allocate_lock_file(path: Path) -> None:
     a descriptor of it drops those.
     """
     try:
-        file = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(
+            path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
         try:
             os.posix_fallocate(file, 0, max(os.fstat(file).st_size, LOCK_FILE_BYTES))
         finally:

@@ -5,31 +5,46 @@ LMDB must not be opened twice in one process: its file locks are the process's.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
+from tsengine.backends.lmdb.files import open_directory
 from tsengine.backends.lmdb.store import Settings, Store
 from tsengine.backends.lmdb.upkeep import Upkeep
 from tsengine.errors import StoreOptionError
 from tsengine.options import StoreOptions
 
+_Identity: TypeAlias = tuple[int, int]
+
 
 @dataclass(slots=True)
 class Shared:
-    """A store, its upkeep, and how many engines of this process use it."""
+    """A store, its upkeep, and how many engines of this process use it.
+
+    Attributes:
+        store: the open store.
+        upkeep: its upkeep.
+        directory: a descriptor of its directory. While that is open no other directory can
+            have the same device and inode, by which stores are known here.
+        users: how many engines.
+    """
 
     store: Store
     upkeep: Upkeep
+    directory: int
     users: int = 1
 
 
-_open_stores: dict[tuple[int, int], Shared] = {}
-_open_stores_lock = threading.Lock()
-"""Guards `_open_stores`: LMDB must not be opened twice in one process."""
+_open_stores: dict[_Identity, Shared] = {}
+_changing: set[_Identity] = set()
+"""Stores that some thread is opening or closing; others wait for it."""
+_changed = threading.Condition()
+"""Guards both: LMDB must not be opened twice in one process. Held for moments only: to open a
+large store, and to close one that is being compacted, take longer."""
 
 
 def acquire(
@@ -42,51 +57,74 @@ def acquire(
     """Open a store, or share the one that this process has open already.
 
     Raises:
+        StorageError: it cannot be opened.
         StoreOptionError: it is open here with other settings or options.
     """
-    with _open_stores_lock:
-        with contextlib.suppress(OSError):  # what is wrong with the path the store tells
-            shared_here = _open_stores.get(_identity(path))
-            if shared_here is not None:
-                _check_same(shared_here.store, settings, options, given)
-                shared_here.users += 1
-                return shared_here
-        store = Store(path, settings, options, given, clock_ns)
+    directory = open_directory(path, read_only=settings.read_only)
+    is_ours = False
+    try:
+        found = os.fstat(directory)
+        identity = found.st_dev, found.st_ino
+        with _changed:
+            _changed.wait_for(lambda: identity not in _changing)
+            shared = _open_stores.get(identity)
+            if shared is not None:
+                _check_same(shared.store, settings, options, given)
+                shared.users += 1
+                return shared
+            _changing.add(identity)
         try:
-            opened = Shared(store, Upkeep(store))
-            _open_stores[_identity(path)] = opened
-        except BaseException:
-            store.close()
-            raise
+            store = Store(path, settings, options, given, clock_ns)
+            try:
+                opened = Shared(store, Upkeep(store), directory)
+            except BaseException:
+                store.close()
+                raise
+            _open_stores[identity] = opened
+            is_ours = True
+        finally:
+            _no_longer_changing(identity)
         return opened
+    finally:
+        if not is_ours:
+            os.close(directory)
 
 
 def release(shared: Shared) -> None:
     """Give a store back; the last one closes it, before anybody can open it again."""
-    with _open_stores_lock:
+    with _changed:
         shared.users -= 1
-        if not shared.users:
-            shared.upkeep.close()
-            shared.store.close()
-            for key in [key for key, one in _open_stores.items() if one is shared]:
-                del _open_stores[key]
+        if shared.users:
+            return
+        identity = next(key for key, one in _open_stores.items() if one is shared)
+        _changing.add(identity)
+    try:
+        shared.upkeep.close()
+        shared.store.close()
+    finally:
+        del _open_stores[identity]
+        os.close(shared.directory)
+        _no_longer_changing(identity)
+
+
+def _no_longer_changing(identity: _Identity) -> None:
+    with _changed:
+        _changing.discard(identity)
+        _changed.notify_all()
 
 
 def _let_go_of_parents() -> None:
     """In a forked child: the stores are the parent's, and so are the locks."""
-    global _open_stores_lock  # noqa: PLW0603  # another thread may have held it at the fork
-    _open_stores_lock = threading.Lock()
+    global _changed  # noqa: PLW0603  # another thread may have held it at the fork
+    _changed = threading.Condition()
+    _changing.clear()
     for shared in _open_stores.values():
         shared.store.environment.abandon()
+        os.close(shared.directory)
     _open_stores.clear()
 
 
 os.register_at_fork(after_in_child=_let_go_of_parents)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
 
 
 def _check_same(

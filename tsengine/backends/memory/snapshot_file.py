@@ -173,7 +173,7 @@ def write_snapshot(
     temporary = target.with_name(f".tsengine-{secrets.token_hex(8)}.tmp")
     try:
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb", opener=_open_for_owner) as file:
                 _write_frames(file, head, series)
                 file.flush()
                 os.fsync(file.fileno())
@@ -188,6 +188,10 @@ def write_snapshot(
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(f"no room for the snapshot {path!r}: {error}") from error
         raise StorePathError(f"cannot write the snapshot {path!r}: {error}") from error
+
+
+def _open_for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _write_frames(
