@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tsengine.backends.lmdb import LmdbEngine, environment, merge
+from tsengine.backends.lmdb.upkeep import Upkeep
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
 from tsengine.errors import (
@@ -44,7 +45,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_merges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merges that are due after three commits, in steps of a few rows."""
+    """Merges that are due after three commits, however small, in steps of a few rows."""
+    monkeypatch.setattr(merge, "TAIL_ROWS_MAX", 0)
+    monkeypatch.setattr(merge, "SMALL_ROWS", 0)
     monkeypatch.setattr(merge, "RUNS_DUE", 3)
     monkeypatch.setattr(merge, "RUNS_MERGED", 2)
     monkeypatch.setattr(merge, "STEP_ROWS", 16)
@@ -67,6 +70,82 @@ def rows_of(engine: Engine) -> dict[Labels, list[tuple[int, float]]]:
         batch.labels: list(zip(batch.timestamps.tolist(), batch.values.tolist(), strict=True))
         for batch in engine.query()
     }
+
+
+def stored_runs(engine: LmdbEngine) -> set[int]:
+    """Give the numbers of the runs that have blocks in the file."""
+    table = engine._store.environment.tables["blocks"]
+    with engine._store.environment.read() as transaction:
+        return {int.from_bytes(key[:8], "big") for key, _ in transaction.cursor(table)}
+
+
+# Small commits.
+
+
+@pytest.mark.parametrize("policy", ["last", "first", "sum"])
+def test_small_commits_leave_few_runs_and_little_behind(path: Path, policy: str) -> None:
+    """Commits of a point each are folded as they come, in the order in which they came."""
+    with LmdbEngine(str(path), merging="manual", duplicate_policy=policy) as engine:
+        expected: dict[tuple[Labels, int], float] = {}
+        for number in range(700):
+            key = SERIES[number % 7], 1 + number * 7 % 50
+            value = float(number)
+            engine.write([(*key, value)])
+            if policy == "sum":
+                value += expected.get(key, 0.0)
+            elif policy == "first":
+                value = expected.get(key, value)
+            expected[key] = value
+        details = engine.stats().details
+        assert int(str(details["runs"])) <= 10
+        assert int(str(details["runs_to_sweep"])) <= 20
+        found = {
+            (labels, timestamp): value
+            for labels, rows in rows_of(engine).items()
+            for timestamp, value in rows
+        }
+        assert found == expected
+        engine.check()
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write([(SERIES[0], 1_000, 1.0)])
+        assert engine.count() == len(expected) + 1
+        engine.compact()
+        assert stored_runs(engine) == {run.number for run in engine._store.manifest.runs}
+
+
+def test_a_delete_parts_small_commits(path: Path) -> None:
+    """Rows of a small run that a delete hides are not taken into the next commit."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        for timestamp in range(1, 6):
+            engine.write([(A, timestamp, 1.0), (SERIES[0], timestamp, 1.0)])
+        engine.delete(A, 2, 4)
+        engine.write([(A, 3, 2.0), (SERIES[0], 9, 2.0)])
+        engine.write([(A, 8, 2.0)])
+        assert rows_of(engine)[A] == [(1, 1.0), (3, 2.0), (4, 1.0), (5, 1.0), (8, 2.0)]
+        engine.delete(A)
+        engine.write([(A, 8, 3.0)])
+        assert rows_of(engine)[A] == [(8, 3.0)]
+        engine.check()
+
+
+def test_a_scan_keeps_its_moment_through_small_commits(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small runs that a scan still reads stay until it ends, and go with the next commits."""
+    monkeypatch.setattr("tsengine.backends.lmdb.engine.SHORT_SERIES", 0)  # a step a series
+    with LmdbEngine(str(path), merging="background") as engine:
+        engine.write((labels, 1, 1.0) for labels in SERIES)
+        engine.write((labels, 2, 2.0) for labels in SERIES)
+        scan = engine.scan()
+        next(scan)
+        for timestamp in range(3, 1_003):
+            engine.write([(SERIES[timestamp % 20], timestamp, 1.0)])
+        assert [batch.timestamps.tolist() for batch in scan] == [[1, 2]] * 19
+        for timestamp in range(2_000, 2_200):
+            engine.write([(SERIES[0], timestamp, 1.0)])
+        assert int(str(engine.stats().details["runs_to_sweep"])) <= 20
+        assert engine.count() == 2 * 20 + 1_200
+        engine.check()
 
 
 # Merging.
@@ -147,22 +226,20 @@ def test_a_merge_cut_short_is_swept_at_the_next_open(
 ) -> None:
     """Blocks of a run that never got into the manifest are gone after reopening."""
     monkeypatch.setattr(merge, "STEP_ROWS", 16)
-    engine = LmdbEngine(str(path), merging="manual").open()
+    monkeypatch.setattr(merge, "TAIL_ROWS_MAX", 0)
+    engine = LmdbEngine(str(path), merging="manual", block_points=16).open()
     commits(engine, 4, rows=50)
     expected = rows_of(engine)
     upkeep = engine._shared.upkeep  # the crash is made where only the backend can
-    upkeep._begin(list(engine._store.manifest.runs))
+    upkeep._begin(lambda manifest: manifest.runs)
     for _ in range(5):
-        upkeep._merges[0].step()
+        upkeep._step()
     unfinished = upkeep._merges[0].number
     engine.close()
     with LmdbEngine(str(path)) as engine:
         engine.compact()
         assert rows_of(engine) == expected
-        table = engine._store.environment.tables["blocks"]
-        with engine._store.environment.read() as transaction:
-            runs = {int.from_bytes(key[:8], "big") for key, _ in transaction.cursor(table)}
-        assert unfinished not in runs
+        assert unfinished not in stored_runs(engine)
 
 
 def test_late_points_in_many_runs_are_folded(path: Path) -> None:
@@ -626,7 +703,7 @@ def test_a_delete_during_a_merge_hides_what_the_merge_writes(path: Path) -> None
     with LmdbEngine(str(path), merging="manual") as engine:
         commits(engine, 4, rows=20)
         upkeep = engine._shared.upkeep
-        upkeep._begin(list(engine._store.manifest.runs))
+        upkeep._begin(lambda manifest: manifest.runs)
         upkeep._step()
         engine.delete(SERIES[3], 10, 60)
         engine.delete(SERIES[4])
@@ -716,17 +793,21 @@ def test_an_interrupted_merge_loses_nothing(
     """A merge that an interrupt ends in the middle never goes on; its rows stay."""
     monkeypatch.setattr(merge, "STEP_ROWS", 64)
     monkeypatch.setattr(merge, "RUNS_DUE", 8)
+    monkeypatch.setattr(merge, "TAIL_ROWS_MAX", 0)
+    monkeypatch.setattr(merge, "SMALL_ROWS", 0)
     merging = "inline" if where == "inline" else "manual"
     with LmdbEngine(str(path), merging=merging, block_points=16) as engine:
-        put, calls = merge.Merge._put, [0]
+        put, calls = Upkeep._put, [0]
 
-        def interrupted(self: merge.Merge, blocks: list[tuple[bytes, bytes]]) -> None:
+        def interrupted(
+            self: Upkeep, transaction: lmdb.Transaction, blocks: list[tuple[bytes, bytes]]
+        ) -> None:
             calls[0] += 1
             if calls[0] == 2:
                 raise KeyboardInterrupt
-            put(self, blocks)
+            put(self, transaction, blocks)
 
-        monkeypatch.setattr(merge.Merge, "_put", interrupted)
+        monkeypatch.setattr(Upkeep, "_put", interrupted)
         for commit in range(12):
             with contextlib.suppress(KeyboardInterrupt):
                 engine.write(
@@ -782,7 +863,7 @@ def test_a_merge_that_fails_is_told_until_it_is_tried_again(
     with LmdbEngine(str(path), merging="inline") as engine:
         upkeep = engine._shared.upkeep
 
-        def fails(self: merge.Merge) -> bool:
+        def fails(self: merge.Merge) -> None:
             raise StorageError("no")
 
         with monkeypatch.context() as patched:

@@ -22,6 +22,7 @@ from tsengine.backends.lmdb.reading import Piece
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest
 from tsengine.backends.lmdb.sharing import Shared, acquire, release
 from tsengine.backends.lmdb.store import Settings, Store
+from tsengine.backends.lmdb.sweeping import RemovedSeries
 from tsengine.backends.lmdb.writing import prepare
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
 from tsengine.errors import StorageFullError, StorePathError
@@ -129,8 +130,10 @@ class LmdbEngine(Engine):
                         return known[1] if mark == known[0] else receipt_of(submitted, {})
                 prepared = prepare(store, transaction, manifest, batches, store.retained_from())
             receipt = receipt_of(sum(map(len, batches)), {"retention": prepared.refused})
-            store.add_run(prepared.columns, prepared.newcomers, mark, receipt, self._clock_ns())
-        self._shared.upkeep.after_commit()
+            is_due = store.add_run(
+                prepared.columns, prepared.newcomers, mark, receipt, self._clock_ns()
+            )
+        self._shared.upkeep.after_commit(is_due=is_due)
         return receipt
 
     def _kind(self, labels: Labels) -> ValueKind | None:
@@ -182,8 +185,10 @@ class LmdbEngine(Engine):
             version = store.manifest.state.version
         # Behind the commit lock: upkeep takes its own lock first and that one second.
         if remove:
-            self._shared.upkeep.note_removed(
-                REMOVED_SERIES | event.sequence, version, now, tuple(numbers.tolist())
+            store.sweeper.add_series(
+                RemovedSeries(
+                    REMOVED_SERIES | event.sequence, version, now, tuple(numbers.tolist())
+                )
             )
         self._shared.upkeep.after_commit()
         return len(numbers)
@@ -210,7 +215,7 @@ class LmdbEngine(Engine):
                 "runs_by_level": levels,
                 "block_bytes": sum(run.size for run in runs),
                 "deletes": len(manifest.deletes),
-                "runs_to_sweep": upkeep.owed,
+                "runs_to_sweep": store.sweeper.owed,
                 "upkeep_error": None if upkeep.error is None else repr(upkeep.error),
             },
         )
@@ -291,7 +296,7 @@ class LmdbEngine(Engine):
             reason = store.shrink()
         except StorageFullError:
             reason = "the disk has no room for the smaller file beside the larger"
-        owed = self._shared.upkeep.owed
+        owed = self._store.sweeper.owed
         if not reason and owed:
             reason = f"{owed} merged runs are still being read"
         return CompactReport(before, store.environment.file_bytes(), reason)

@@ -17,8 +17,8 @@ import numpy as np
 from tsengine.backends.lmdb.blocks import NumberPacker, encode, split_packed
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.columns import Columns, combine, group_rows
-from tsengine.backends.lmdb.environment import Environment, Table
-from tsengine.backends.lmdb.layout import BLOCKS, pack_u64
+from tsengine.backends.lmdb.environment import Environment
+from tsengine.backends.lmdb.layout import BLOCKS
 from tsengine.backends.lmdb.reading import BlockReader
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Run
 from tsengine.duplicates import DuplicatePolicy
@@ -31,6 +31,17 @@ RUNS_MERGED: Final = 8
 """How many of them, the oldest, one merge takes: 8 of 16 keeps the file at 1.2 times the
 live data, where merging all at once would double it for the time of the merge."""
 
+SMALL_ROWS: Final = 65_536
+"""Rows of eight runs together up to which they are merged as soon as there are eight: they
+take one step and one commit, and what is small need not wait for the sake of space."""
+
+TAIL_ROWS_MAX: Final = 1_024
+"""Rows up to which the runs at the end are taken into the next small commit. A point a commit
+would else leave thousands of runs, and merging them cost more commits than it saves."""
+
+TAIL_BYTES_MAX: Final = 1 << 15
+"""Bytes of one such run; objects may be large."""
+
 RUN_ROWS_FULL: Final = 1 << 26
 """A run of this many rows is left alone while it is disjoint in time from its neighbours."""
 
@@ -42,7 +53,7 @@ STEP_ROWS: Final = 65_536
 """Rows that a step takes in: about 10 ms of work."""
 
 
-def plan(runs: Sequence[Run], busy: Collection[Run] = ()) -> list[Run]:
+def plan(runs: Sequence[Run], busy: Collection[int] = ()) -> list[Run]:
     """Give the neighbouring runs to merge next; empty where nothing is due.
 
     Small merges come first: the lowest level with enough neighbours. Only neighbours are
@@ -50,26 +61,73 @@ def plan(runs: Sequence[Run], busy: Collection[Run] = ()) -> list[Run]:
 
     Args:
         runs: those of the manifest, in order of commit.
-        busy: runs that are being merged already.
+        busy: numbers of runs that are being merged already.
     """
+    runs = runs[: tail_start(runs)]
     for level in sorted({run.level for run in runs}):
         stretch: list[Run] = []
-        of_level = 0
+        of_level: list[int] = []  # places in the stretch of runs of the level itself
         for run in runs:
-            if run.level > level or run in busy or _is_full(run, runs):
-                stretch, of_level = [], 0
+            if run.level > level or run.number in busy or _is_full(run, runs):
+                stretch, of_level = [], []
             elif stretch or run.level == level:
+                if run.level == level:
+                    of_level.append(len(stretch))
                 stretch.append(run)
-                of_level += run.level == level
-                if of_level == RUNS_DUE:
-                    return _oldest(stretch, level)
+                if len(of_level) >= RUNS_MERGED:
+                    # The oldest of the level, and the smaller ones that stand between them.
+                    oldest = stretch[: of_level[RUNS_MERGED - 1] + 1]
+                    if len(of_level) == RUNS_DUE or _are_small(oldest):
+                        return oldest
     return []
 
 
-def _oldest(stretch: Sequence[Run], level: int) -> list[Run]:
-    """Take the oldest runs of a level, and the smaller ones that stand between them."""
-    places = [place for place, run in enumerate(stretch) if run.level == level]
-    return list(stretch[: places[RUNS_MERGED - 1] + 1])
+def tail_start(runs: Sequence[Run]) -> int:
+    """Give the place from which on runs are so small that commits take them in."""
+    start, rows = len(runs), 0
+    while start:
+        run = runs[start - 1]
+        rows += run.rows
+        if run.level or rows > TAIL_ROWS_MAX or run.size > TAIL_BYTES_MAX:
+            break
+        start -= 1
+    return start
+
+
+def split_tails(
+    manifest: Manifest, rows: int, busy: Collection[int]
+) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """Give the runs that stay, and the small ones at the end that a commit takes in.
+
+    A run is taken in while it is no larger than what was gathered behind it, as in a binary
+    counter: few small runs are left, and each row is written a few times more.
+
+    Args:
+        manifest: the newest.
+        rows: of the commit.
+        busy: numbers of runs that are being merged.
+    """
+    runs = manifest.runs
+    newest_delete = manifest.deletes[-1].sequence if manifest.deletes else 0
+    end = len(runs)
+    while end:
+        run = runs[end - 1]
+        if (
+            run.level
+            or run.rows > rows
+            or rows + run.rows > TAIL_ROWS_MAX
+            or run.size > TAIL_BYTES_MAX
+            or run.number in busy
+            or (run.deletes_applied < newest_delete and any(manifest.deletes_after(run)))
+        ):
+            break
+        rows += run.rows
+        end -= 1
+    return runs[:end], runs[end:]
+
+
+def _are_small(runs: Sequence[Run]) -> bool:
+    return sum(run.rows for run in runs) <= SMALL_ROWS
 
 
 def _is_full(run: Run, runs: Sequence[Run]) -> bool:
@@ -291,6 +349,9 @@ class Merge:
         block_points: rows of a packed block.
         retained_from: rows before this are dropped by retention.
 
+    Attributes:
+        is_listed: whether blocks of it are stored, and it is listed as retired.
+
     Thread-safety: none; one thread at a time steps.
     """
 
@@ -308,6 +369,7 @@ class Merge:
     ) -> None:
         self.inputs = tuple(inputs)
         self.number = number
+        self.is_listed = False
         self._environment = environment
         self._policy = policy
         self._block_points = block_points
@@ -320,17 +382,21 @@ class Merge:
         self._kinds = list(ValueKind)
         self._builder: BlockBuilder | None = None
 
-    def step(self) -> bool:
-        """Merge some rows; gives whether there is more to do."""
+    def step(self) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """Merge some rows: gives the blocks to put, and whether there is more to do.
+
+        Whoever does not put them drops the merge: it does not give them again.
+        """
+        gathered: list[tuple[bytes, bytes]] = []
         while self._kinds:
             blocks, more = self._merge_some(self._kinds[0])
+            gathered += blocks
             if not more:
                 self._kinds.pop(0)
                 self._builder = None
-            if blocks:
-                self._put(blocks)
-                return bool(self._kinds)
-        return False
+            elif gathered:
+                return gathered, True
+        return gathered, False
 
     def result(self) -> Run | None:
         """The new run, once `step` has nothing more to do; None where no row was left."""
@@ -362,14 +428,6 @@ class Merge:
             return [], True
         return list(self._builder.add(merged, last=frontier is None)), frontier is not None
 
-    def _put(self, blocks: list[tuple[bytes, bytes]]) -> None:
-        def put(transaction: lmdb.Transaction) -> None:
-            table = self._environment.tables[BLOCKS]
-            for key, block in blocks:
-                transaction.put(key, block, db=table)
-
-        self._environment.write(put)
-
 
 def pack_columns(
     run: int, columns_by_kind: dict[ValueKind, Columns], block_points: int, totals: Totals
@@ -388,15 +446,3 @@ def level_of(rows: int) -> int:
     while rows >= usual * RUNS_MERGED:
         level, usual = level + 1, usual * RUNS_MERGED
     return level
-
-
-def delete_blocks(transaction: lmdb.Transaction, table: Table, run: int, most: int) -> int:
-    """Delete up to `most` blocks of a run; gives how many there were."""
-    cursor = transaction.cursor(table)
-    prefix = pack_u64(run)
-    deleted = 0
-    found = cursor.set_range(prefix)
-    while found and deleted < most and cursor.key()[:8] == prefix:
-        cursor.delete()  # moves on to the next key, an empty one at the end of the table
-        deleted += 1
-    return deleted

@@ -129,6 +129,18 @@ class BlockReader:
             if shelves is not None:
                 self._recent_bytes -= _size(shelves)
 
+    def pieces_of(self, run: Run) -> dict[ValueKind, list[Columns]]:
+        """Give all rows of a small run by kind, in order."""
+        recent = self._recent.get(run.number)
+        if recent is not None:
+            return {ValueKind(kind): [shelf.columns] for kind, shelf in recent.items()}
+        pieces: dict[ValueKind, list[Columns]] = {}
+        with self._environment.read() as transaction:
+            cursor = transaction.cursor(self._environment.tables[BLOCKS])
+            for _, columns in self.blocks(cursor, run):
+                pieces.setdefault(kind_of(int(columns.series[0])), []).append(columns)
+        return pieces
+
     def read_series(
         self,
         transaction: lmdb.Transaction,

@@ -249,22 +249,23 @@ class Manifest:
         self, transaction: lmdb.Transaction, tables: Mapping[str, Table], before: Manifest
     ) -> None:
         """Write what differs from the manifest before."""
-        kept = set(self.runs)
-        known = set(before.runs)
-        for run in before.runs:
-            if run not in kept:
-                transaction.delete(pack_u64(run.number), db=tables[RUNS])
-        for run in self.runs:
-            if run not in known:
-                transaction.put(pack_u64(run.number), run.pack(), db=tables[RUNS])
-        now = {delete.sequence for delete in self.deletes}
-        then = {delete.sequence for delete in before.deletes}
-        for delete in before.deletes:
-            if delete.sequence not in now:
-                transaction.delete(pack_u64(delete.sequence), db=tables[DELETES])
-        for delete in self.deletes:
-            if delete.sequence not in then:
-                transaction.put(pack_u64(delete.sequence), delete.pack(), db=tables[DELETES])
+        # Runs and deletes never change: their numbers tell which are new and which are gone.
+        if self.runs is not before.runs:
+            kept = {run.number for run in self.runs}
+            known = {run.number for run in before.runs}
+            for number in known - kept:
+                transaction.delete(pack_u64(number), db=tables[RUNS])
+            for run in self.runs:
+                if run.number not in known:
+                    transaction.put(pack_u64(run.number), run.pack(), db=tables[RUNS])
+        if self.deletes is not before.deletes:
+            now = {delete.sequence for delete in self.deletes}
+            then = {delete.sequence for delete in before.deletes}
+            for sequence in then - now:
+                transaction.delete(pack_u64(sequence), db=tables[DELETES])
+            for delete in self.deletes:
+                if delete.sequence not in then:
+                    transaction.put(pack_u64(delete.sequence), delete.pack(), db=tables[DELETES])
         self.state.save(transaction, tables[META])
 
     @classmethod

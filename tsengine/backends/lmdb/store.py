@@ -19,7 +19,7 @@ import numpy as np
 
 from tsengine.backends.lmdb.blocks import encode, split_raw
 from tsengine.backends.lmdb.catalogue import Catalogue, NumberCache
-from tsengine.backends.lmdb.columns import Columns
+from tsengine.backends.lmdb.columns import Columns, combine
 from tsengine.backends.lmdb.environment import Environment
 from tsengine.backends.lmdb.layout import (
     BLOCKS,
@@ -35,9 +35,10 @@ from tsengine.backends.lmdb.layout import (
     text_key,
     unseal,
 )
-from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns
+from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns, split_tails, tail_start
 from tsengine.backends.lmdb.reading import BlockReader
-from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, State
+from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, Run, State
+from tsengine.backends.lmdb.sweeping import SWEEP_BLOCKS, Sweeper, delete_blocks
 from tsengine.errors import (
     CorruptionError,
     FormatVersionError,
@@ -111,7 +112,11 @@ class Store:
             self.catalogue = Catalogue(self.environment)
             self.reader = BlockReader(self.environment)
             self.pins = Pins()
-            self.commit_lock = threading.RLock()  # guards _manifest and _is_sure
+            self.sweeper = Sweeper(
+                self.environment, self.catalogue, self.pins, clock_ns, settings.snapshot_age_max_ns
+            )
+            self.commit_lock = threading.RLock()  # guards _manifest, _is_sure and merging
+            self.merging: set[int] = set()  # numbers of the runs that merges take in
             with self.environment.read() as transaction:
                 self._manifest = Manifest.load(transaction, self.environment.tables)
                 self._only_floats = self.catalogue.holds_only_floats(transaction)
@@ -229,8 +234,12 @@ class Store:
         return self._only_floats and self._is_sure
 
     def _reload(self) -> None:
+        reserved = self._manifest.state.next_run
         with self.environment.read() as transaction:
-            self._manifest = Manifest.load(transaction, self.environment.tables)
+            manifest = Manifest.load(transaction, self.environment.tables)
+            # A merge under way may have a number that no commit has written down yet.
+            state = replace(manifest.state, next_run=max(manifest.state.next_run, reserved))
+            self._manifest = replace(manifest, state=state)
             self._only_floats = self.catalogue.holds_only_floats(transaction)
         self.catalogue.cache = NumberCache(self._manifest.state.catalogue_epoch)
         self._is_sure = True
@@ -261,7 +270,18 @@ class Store:
             self._manifest = replace(manifest, transaction_id=transaction_id)
         except BaseException:  # an interrupt may come between the two as well
             self._is_sure = False
+            self.sweeper.distrust()
             raise
+
+    def reserve_run(self) -> int:
+        """Give a merge the number of its run; `commit_lock` is held.
+
+        The next commit writes down that it is taken, the merge's own first one at the latest.
+        """
+        manifest = self.manifest
+        number = manifest.state.next_run
+        self._manifest = replace(manifest, state=replace(manifest.state, next_run=number + 1))
+        return number
 
     def add_run(
         self,
@@ -270,7 +290,7 @@ class Store:
         mark: ProducerMark | None,
         receipt: WriteReceipt,
         now_ns: int,
-    ) -> None:
+    ) -> bool:
         """Commit rows as a new run; `commit_lock` is held.
 
         Args:
@@ -279,31 +299,45 @@ class Store:
             mark: the producer's mark to commit with them.
             receipt: what to answer when the mark is repeated.
             now_ns: nanoseconds since the Unix epoch.
+
+        Returns:
+            Whether that may have made a merge due.
         """
         before = self.manifest
         state = before.state
         number, sequence = state.next_run, state.sequence + 1
+        first_sequence = sequence
         totals = Totals()
         rows = sum(map(len, columns.values()))
+        kept, tails = split_tails(before, rows, self.merging)
         if rows >= BULK_ROWS:
             blocks = pack_columns(number, columns, self.settings.block_points, totals)
             level = level_of(rows)
         else:
+            if tails:
+                columns = self._take_in(tails, columns)
+                first_sequence = tails[0].sequence_first
             blocks, level = self._raw_blocks(number, columns, totals), 0
-        runs = list(before.runs)
         if blocks:
-            runs.append(totals.run(number, level, (sequence, sequence), sequence))
+            run = totals.run(number, level, (first_sequence, sequence), sequence)
+            runs = (*kept, run)
+        else:
+            runs = before.runs
         created = sum(map(len, newcomers.values()))
         if not blocks and not created and mark is None:
-            return  # every point was refused
+            return False  # every point was refused
         state = replace(
             state,
+            version=state.version + 1,
+            runs=len(runs),
             sequence=sequence,
             next_run=number + 1,
             next_series=state.next_series + created,
             last_write_ns=now_ns,
             series=state.series + created,
         )
+        retired = [Retired(tail.number, state.version, now_ns) for tail in tails]
+        unread = self.sweeper.take_tails()
         registered: dict[ValueKind, range] = {}
 
         def work(transaction: lmdb.Transaction) -> None:
@@ -316,15 +350,41 @@ class Store:
                 transaction.put(key, block, db=table)
             if mark is not None:
                 self._save_mark(transaction, mark, receipt)
+            for tail in retired:
+                transaction.put(
+                    pack_u64(tail.number), tail.pack(), db=self.environment.tables[RETIRED]
+                )
+            for tail in unread:
+                delete_blocks(transaction, table, tail.number, SWEEP_BLOCKS)
+                transaction.delete(pack_u64(tail.number), db=self.environment.tables[RETIRED])
 
-        self.publish(before.with_runs(runs, state), work)
+        # No delete hides rows of what comes after it, nor rows of the tails: all deletes stay.
+        self.publish(Manifest(0, state, runs, before.deletes), work)
+        self.sweeper.add_tails(retired)
         if level == 0 and blocks:
             # Copies: the columns may be the caller's own arrays.
             self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
+        for tail in tails:
+            self.reader.forget(tail.number)
         cache = self.numbers()
         self._only_floats = self._only_floats and newcomers.keys() <= {ValueKind.FLOAT}
         for kind, labels in newcomers.items():
             cache.add_all(labels, registered[kind])
+        return self.sweeper.is_due or tail_start(runs) != tail_start(before.runs)
+
+    def _take_in(
+        self, tails: Sequence[Run], columns: dict[ValueKind, Columns]
+    ) -> dict[ValueKind, Columns]:
+        """Fold the rows of small runs with those of the commit behind them."""
+        pieces: dict[ValueKind, list[Columns]] = {}
+        for tail in tails:
+            for kind, parts in self.reader.pieces_of(tail).items():
+                pieces.setdefault(kind, []).extend(parts)
+        for kind, part in columns.items():
+            pieces.setdefault(kind, []).append(part)
+        return {
+            kind: combine(parts, self.options.duplicate_policy) for kind, parts in pieces.items()
+        }
 
     def delete(self, event: DeleteEvent, *, remove: bool, now_ns: int) -> None:
         """Commit a delete; `commit_lock` is held.

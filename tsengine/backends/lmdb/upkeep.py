@@ -8,59 +8,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import lmdb
-import msgpack
-import numpy as np
 
-from tsengine.backends.lmdb.layout import (
-    BLOCKS,
-    REMOVED_SERIES,
-    RETIRED,
-    pack_u64,
-    unpack_u64,
-    unseal,
-)
-from tsengine.backends.lmdb.merge import RUNS_DUE, Merge, delete_blocks, plan
+from tsengine.backends.lmdb.layout import BLOCKS, RETIRED, pack_u64
+from tsengine.backends.lmdb.merge import RUNS_DUE, Merge, plan
 from tsengine.backends.lmdb.runs import Manifest, Retired, Run
 from tsengine.backends.lmdb.store import Store
-from tsengine.errors import CorruptionError
 
 logger = logging.getLogger(__name__)
 
-SWEEP_BLOCKS: Final = 256
-"""Blocks deleted in one transaction: a few milliseconds of work."""
-
 SWEEP_POLL_SECONDS: Final = 1.0
 """How often runs are looked at that a reader still pins."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemovedSeries:
-    """Series that were removed, whose labels wait for readers of older moments to end."""
-
-    key: int
-    version: int
-    at_ns: int
-    numbers: tuple[int, ...]
-
-    @classmethod
-    def unpack(cls, key: int, row: bytes | memoryview) -> RemovedSeries:
-        """Read the row that `Store.delete` wrote.
-
-        Raises:
-            CorruptionError: it is damaged.
-        """
-        plain = unseal(RETIRED, pack_u64(key), row)
-        try:
-            version, at_ns, packed = msgpack.unpackb(plain)
-            numbers = tuple(np.frombuffer(packed, np.int64).tolist())
-        except (ValueError, TypeError) as error:
-            raise CorruptionError(f"the row of removed series {key} is damaged") from error
-        return cls(key, version, at_ns, numbers)
 
 
 class Upkeep:
@@ -72,19 +33,16 @@ class Upkeep:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._working = threading.RLock()  # guards _merges, _retired and _removed
+        self._working = threading.RLock()  # guards _merges
         self._merges: list[Merge] = []
-        self._retired: list[Retired] = []
-        self._removed: list[RemovedSeries] = []
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_paused = False  # merging, from a failure to the next commit
-        self._is_stale = False  # whether _retired and _removed are to be read anew
         self.error: Exception | None = None
         if store.settings.read_only:
             return
-        self._load_retired()
+        store.sweeper.load()
         if store.settings.merging == "background":
             self._thread = threading.Thread(target=self._run, name="tsengine-upkeep", daemon=True)
             self._thread.start()
@@ -96,19 +54,20 @@ class Upkeep:
         if self._thread is not None:
             self._thread.join()
 
-    def after_commit(self) -> None:
-        """Do, or have done, what a commit made due."""
+    def after_commit(self, *, is_due: bool = True) -> None:
+        """Do, or have done, what a commit made due.
+
+        Args:
+            is_due: whether it can have made anything due.
+        """
         self._is_paused = False
+        if not is_due:
+            return
         if self._store.settings.merging == "inline":
             # What is committed stays committed: a merge that fails is not the writer's error.
             self._guard(self._work_off)
         else:
             self._wake.set()
-
-    def note_removed(self, key: int, version: int, at_ns: int, numbers: tuple[int, ...]) -> None:
-        """Remember removed series for sweeping."""
-        with self._working:
-            self._removed.append(RemovedSeries(key, version, at_ns, numbers))
 
     def merge_all(self) -> None:
         """Merge everything into one run, apply all deletes, and sweep what can be swept."""
@@ -116,25 +75,18 @@ class Upkeep:
             try:
                 while self._merges:
                     self._step()
-                runs = self._store.manifest.runs
-                if self._needs_merging(runs):
-                    self._begin(list(runs))
-                    while self._merges:
-                        self._step()
+                self._begin(self._all_that_needs_it)
+                while self._merges:
+                    self._step()
             except BaseException:
                 self._drop_merges()
                 raise
-            while self._sweep():
+            while self._store.sweeper.sweep():
                 pass
-
-    @property
-    def owed(self) -> int:
-        """How many runs wait to be swept."""
-        return len(self._retired)
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait(SWEEP_POLL_SECONDS if self._retired or self._removed else None)
+            self._wake.wait(SWEEP_POLL_SECONDS if self._store.sweeper.owed else None)
             self._wake.clear()
             self._guard(self._work_on)
 
@@ -172,41 +124,36 @@ class Upkeep:
     def _work(self) -> bool:
         """Do one step of what is due; whether more may be."""
         self._retire_expired()
-        busy = {run for merge in self._merges for run in merge.inputs}
-        inputs = [] if self._is_paused else plan(self._store.manifest.runs, busy)
-        if inputs:
-            self._begin(inputs)
+        if not self._is_paused:
+            self._begin(lambda manifest: plan(manifest.runs, self._store.merging))
         if self._merges:
             self._step()
             return True
-        return self._sweep()
+        return self._store.sweeper.sweep()
 
-    def _begin(self, inputs: list[Run]) -> None:
+    def _begin(self, choose: Callable[[Manifest], Sequence[Run]]) -> None:
+        """Begin to merge what `choose` gives of the newest manifest, if that is anything."""
         store = self._store
         with store.commit_lock:
             before = store.manifest
-            number = before.state.next_run
-            unfinished = Retired(number, 0, 0)
-
-            def work(transaction: lmdb.Transaction) -> None:
-                # Listed as retired until it is in the manifest: whatever ends this process,
-                # the blocks of an unfinished run are swept.
-                table = store.environment.tables[RETIRED]
-                transaction.put(pack_u64(number), unfinished.pack(), db=table)
-
-            store.publish(replace(before, state=replace(before.state, next_run=number + 1)), work)
-        self._merges.append(
-            Merge(
-                store.environment,
-                store.reader,
-                before,
-                inputs,
-                number=number,
-                policy=store.options.duplicate_policy,
-                block_points=store.settings.block_points,
-                retained_from=store.retained_from(),
+            inputs = choose(before)
+            if not inputs:
+                return
+            number = store.reserve_run()
+            store.sweeper.protect(number)
+            store.merging.update(run.number for run in inputs)
+            self._merges.append(
+                Merge(
+                    store.environment,
+                    store.reader,
+                    before,
+                    inputs,
+                    number=number,
+                    policy=store.options.duplicate_policy,
+                    block_points=store.settings.block_points,
+                    retained_from=store.retained_from(),
+                )
             )
-        )
 
     def _step(self) -> None:
         """Take a step in the merge that is owed most.
@@ -222,37 +169,67 @@ class Upkeep:
 
         merge = max(self._merges, key=debt)
         try:
-            if not merge.step():
-                self._finish(merge)
-                self._merges.remove(merge)
+            blocks, more = merge.step()
+            if not more:
+                self._finish(merge, blocks)
+                self._forget(merge)
+            elif merge.is_listed:
+                self._store.environment.write(lambda transaction: self._put(transaction, blocks))
+            else:
+                self._list(merge, blocks)
         except BaseException:
             # Rows that a step took in and did not put are gone from the merge: it must never
             # go on. What became of its blocks the table of retired runs tells.
-            self._merges.remove(merge)
-            self._is_stale = True
+            self._forget(merge)
+            self._store.sweeper.give_up(merge.number)
             raise
 
-    def _finish(self, merge: Merge) -> None:
+    def _put(self, transaction: lmdb.Transaction, blocks: Sequence[tuple[bytes, bytes]]) -> None:
+        table = self._store.environment.tables[BLOCKS]
+        for key, block in blocks:
+            transaction.put(key, block, db=table)
+
+    def _list(self, merge: Merge, blocks: Sequence[tuple[bytes, bytes]]) -> None:
+        """Put the first blocks of a merge of several steps.
+
+        With them it is listed as retired until it is in the manifest: whatever ends this
+        process, the blocks of an unfinished run are swept.
+        """
+        store = self._store
+        unfinished = Retired(merge.number, 0, 0)
+
+        def work(transaction: lmdb.Transaction) -> None:
+            table = store.environment.tables[RETIRED]
+            transaction.put(pack_u64(merge.number), unfinished.pack(), db=table)
+            self._put(transaction, blocks)
+
+        with store.commit_lock:
+            store.publish(store.manifest, work)
+        merge.is_listed = True
+
+    def _finish(self, merge: Merge, blocks: Sequence[tuple[bytes, bytes]]) -> None:
+        """Put the last blocks of a merge, and its run in the place of its inputs."""
         store = self._store
         result = merge.result()
         with store.commit_lock:
             before = store.manifest
-            merged = set(merge.inputs)
+            merged = {run.number for run in merge.inputs}
             place = before.runs.index(merge.inputs[0])
-            runs = [run for run in before.runs if run not in merged]
+            runs = [run for run in before.runs if run.number not in merged]
             if result is not None:
                 runs.insert(place, result)
             manifest = before.with_runs(runs, before.state)
             retired = self._retire(manifest, merge.inputs)
 
             def work(transaction: lmdb.Transaction) -> None:
+                self._put(transaction, blocks)
                 table = store.environment.tables[RETIRED]
                 transaction.delete(pack_u64(merge.number), db=table)
                 for one in retired:
                     transaction.put(pack_u64(one.number), one.pack(), db=table)
 
             store.publish(manifest, work)
-        self._retired += retired
+        store.sweeper.add_merged(merge.number, retired)
 
     def _retire(self, manifest: Manifest, runs: tuple[Run, ...]) -> list[Retired]:
         now = self._store.clock_ns()
@@ -264,14 +241,15 @@ class Upkeep:
         """Drop runs that retention hides altogether."""
         store = self._store
         cutoff = store.retained_from()
-        busy = {run for merge in self._merges for run in merge.inputs}
-        expired = tuple(
-            run for run in store.manifest.runs if run.t_max < cutoff and run not in busy
-        )
-        if not expired:
+        if all(run.t_max >= cutoff for run in store.manifest.runs):
             return
         with store.commit_lock:
             before = store.manifest
+            expired = tuple(
+                run for run in before.runs if run.t_max < cutoff and run.number not in store.merging
+            )
+            if not expired:
+                return
             kept = [run for run in before.runs if run not in expired]
             manifest = before.with_runs(kept, before.state)
             retired = self._retire(manifest, expired)
@@ -282,84 +260,27 @@ class Upkeep:
                     transaction.put(pack_u64(one.number), one.pack(), db=table)
 
             store.publish(manifest, work)
-        self._retired += retired
+        store.sweeper.add_runs(retired)
 
-    def _needs_merging(self, runs: tuple[Run, ...]) -> bool:
+    def _all_that_needs_it(self, manifest: Manifest) -> Sequence[Run]:
+        """Give all runs, unless they are one that merging would leave as it is."""
+        runs = manifest.runs
         if len(runs) != 1:
-            return bool(runs)
+            return runs
         only = runs[0]
-        return (
+        needs_it = (
             only.level == 0
             or only.t_min < self._store.retained_from()
-            or any(delete.touches(only) for delete in self._store.manifest.deletes)
+            or any(delete.touches(only) for delete in manifest.deletes)
         )
+        return runs if needs_it else ()
+
+    def _forget(self, merge: Merge) -> None:
+        self._merges.remove(merge)
+        with self._store.commit_lock:
+            self._store.merging.difference_update(run.number for run in merge.inputs)
 
     def _drop_merges(self) -> None:
-        # Which of their runs are to be swept only the table knows, where the last commit of
-        # a merge may have happened or not.
-        self._merges.clear()
-        self._is_stale = True
-
-    def _load_retired(self) -> None:
-        """Read what is to be swept: what an earlier life of the store left, or a failure."""
-        self._retired.clear()
-        self._removed.clear()
-        with self._store.environment.read() as transaction:
-            for key, row in transaction.cursor(self._store.environment.tables[RETIRED]):
-                number = unpack_u64(key)
-                if number & REMOVED_SERIES:
-                    self._removed.append(RemovedSeries.unpack(number, row))
-                else:
-                    self._retired.append(Retired.unpack(number, row))
-
-    def _is_unread(self, version: int, at_ns: int, *, alone: bool) -> bool:
-        """Whether nobody can still read what left the manifest at a version."""
-        if version == 0 or at_ns < 0:
-            return True
-        oldest = self._store.pins.oldest()
-        if oldest is not None and oldest < version:
-            return False
-        return alone or self._store.clock_ns() - at_ns > self._store.settings.snapshot_age_max_ns
-
-    def _sweep(self) -> bool:
-        """Delete some blocks that nobody reads; whether there are more."""
-        if self._is_stale:
-            self._load_retired()
-            self._is_stale = False
-        if not self._retired and not self._removed:
-            return False
-        store = self._store
-        alone = not store.environment.has_other_processes()
-        runs = [
-            one for one in self._retired if self._is_unread(one.version, one.at_ns, alone=alone)
-        ]
-        series = [
-            one for one in self._removed if self._is_unread(one.version, one.at_ns, alone=alone)
-        ]
-        if not runs and not series:
-            return False
-        done: list[Retired] = []
-
-        def sweep(transaction: lmdb.Transaction) -> None:
-            done.clear()
-            tables = store.environment.tables
-            room = SWEEP_BLOCKS
-            for one in runs:
-                key = pack_u64(one.number)
-                # Readers elsewhere see by this that the run is going.
-                going = Retired(one.number, one.version, -1).pack()
-                transaction.put(key, going, db=tables[RETIRED])
-                room -= delete_blocks(transaction, tables[BLOCKS], one.number, room)
-                if room <= 0:
-                    break
-                transaction.delete(key, db=tables[RETIRED])
-                done.append(one)
-            for removed in series:
-                store.catalogue.forget(transaction, removed.numbers)
-                transaction.delete(pack_u64(removed.key), db=tables[RETIRED])
-
-        store.environment.write(sweep)
-        gone = set(done)
-        self._retired = [one for one in self._retired if one not in gone]
-        self._removed = [one for one in self._removed if one not in series]
-        return len(done) < len(runs)
+        for merge in list(self._merges):
+            self._forget(merge)
+            self._store.sweeper.give_up(merge.number)
