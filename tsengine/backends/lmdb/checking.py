@@ -13,10 +13,12 @@ from tsengine.backends.lmdb.layout import (
     BLOCKS,
     NAMES,
     POSTINGS,
+    RETIRED,
     SERIES,
     block_key,
     pack_u64,
     posting_key,
+    split_block_key,
     text_key,
     unpack_u64,
     unseal,
@@ -40,6 +42,7 @@ def check_store(store: Store) -> None:
     with store.pinned(lambda _: None) as (manifest, _):
         for run in manifest.runs:
             _check_run(store, run)
+    _check_no_orphans(store)
     _check_catalogue(store)
 
 
@@ -104,6 +107,20 @@ def _check_run(store: Store, run: Run) -> None:
             f"run {run.number} has {rows} rows in {blocks} blocks, the manifest says {run.rows} "
             f"in {run.blocks}"
         )
+
+
+def _check_no_orphans(store: Store) -> None:
+    """Check that each block is of a run that the manifest lists or that is to be swept."""
+    with store.moment() as (transaction, manifest):
+        tables = store.environment.tables
+        listed = {run.number for run in manifest.runs}
+        cursor = transaction.cursor(tables[BLOCKS])
+        more = cursor.first()
+        while more:
+            run, _, _ = split_block_key(cursor.key())
+            if run not in listed and transaction.get(pack_u64(run), db=tables[RETIRED]) is None:
+                raise CorruptionError(f"run {run} has blocks, and nothing lists it")
+            more = cursor.set_range(pack_u64(run + 1))
 
 
 def _check_catalogue(store: Store) -> None:

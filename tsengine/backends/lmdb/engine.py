@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -302,24 +304,33 @@ class LmdbEngine(Engine):
         return CompactReport(before, store.environment.file_bytes(), reason)
 
     def snapshot(self, path: str) -> None:
+        """Copy the store to a new directory, which is there as a whole or not at all.
+
+        The copy is made beside its place under a name that begins with `.tsengine-`: such a
+        directory is what a kill or a power cut may leave, and can be removed.
+        """
         self._check_open()
         target = Path(path)
+        made = target.parent / f".tsengine-{secrets.token_hex(8)}.tmp"
         try:
-            target.mkdir(mode=0o700)
+            if target.is_symlink() or target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            made.mkdir(mode=0o700)
         except OSError as error:
-            raise StorePathError(
-                f"{target} cannot take a snapshot: {error.strerror}; give a path that does not "
-                "exist in a directory that does"
-            ) from error
+            raise _no_snapshot(target, error) from error
         try:
-            self._store.environment.copy(target)
-            data = target / "data.mdb"
+            self._store.environment.copy(made)
+            data = made / "data.mdb"
             data.chmod(0o600)
             sync_file(data)
-            sync_directory(target)
+            sync_directory(made)
+            try:
+                made = made.rename(target)  # raises where something came to be there meanwhile
+            except OSError as error:
+                raise _no_snapshot(target, error) from error
             sync_directory(target.absolute().parent)
         except BaseException:
-            shutil.rmtree(target, ignore_errors=True)  # no torso that opens, or is in the way
+            shutil.rmtree(made, ignore_errors=True)
             raise
 
     def check(self) -> None:
@@ -466,6 +477,13 @@ class LmdbEngine(Engine):
 
 def _no_kind(_: Labels) -> ValueKind | None:
     return None
+
+
+def _no_snapshot(target: Path, error: OSError) -> StorePathError:
+    return StorePathError(
+        f"{target} cannot take a snapshot: {error.strerror}; give a path that does not exist in "
+        "a directory that does"
+    )
 
 
 def _batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:

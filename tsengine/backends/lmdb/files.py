@@ -172,9 +172,11 @@ def _check_entries(path: Path, *, read_only: bool) -> None:
     present = set()
     with os.scandir(path) as entries:
         for entry in entries:
-            present.add(entry.name)
             if entry.name in _FILES:
                 _check_entry(entry)
+            # LMDB makes the file of a new store empty, and a writer may end there.
+            if entry.name != DATA_FILE or entry.stat().st_size:
+                present.add(entry.name)
     if DATA_FILE not in present:
         if read_only:
             raise StorePathError(f"{path} holds no store; a store is created by a writer")
