@@ -42,7 +42,7 @@ help:
 demo: $(STAMPS)/demo $(STAMPS)/installed
 	$(BIN)/python examples/demo.py
 
-test: $(STAMPS)/dev $(STAMPS)/installed $(if $(THIRD_PARTY),$(STAMPS)/third-party)
+test: $(STAMPS)/dev $(STAMPS)/installed $(STAMPS)/tools $(if $(THIRD_PARTY),$(STAMPS)/third-party)
 	$(INSTALLED) $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --benchmark-disable \
 		$(PYTEST_ARGS) tests $(wildcard benchmarks examples)
 
@@ -105,6 +105,21 @@ $(STAMPS)/installed: $(STAMPS)/wheel
 	@$(PIP_INSTALL) $(DIST)/*.whl
 	@$(PIP_INSTALL) --no-deps --force-reinstall $(DIST)/*.whl
 	@touch $@
+
+# Programs that tests of kills and full disks run, by Debian package. Where they are missing and
+# cannot be installed without a question, those tests are skipped and say so; in CI they fail.
+TOOLS := strace:strace mkfs.ext4:e2fsprogs eatmydata:eatmydata
+
+$(STAMPS)/tools: | $(STAMPS)/venv
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; for tool in $(TOOLS); do \
+		command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
+	[ -z "$$missing" ] || { \
+		echo "installing the programs that some tests run:$$missing"; \
+		install="env DEBIAN_FRONTEND=noninteractive apt-get"; \
+		[ "$$(id -u)" = 0 ] || install="sudo -n $$install"; \
+		{ $$install install -y $$missing || { $$install update && $$install install -y $$missing; }; \
+		} >$(STAMPS)/tools.log 2>&1; } && touch $@ || \
+		echo "cannot install$$missing: see $(STAMPS)/tools.log; tests that need them say so" >&2
 
 # The third-party backends of the examples, installed as their users would.
 $(STAMPS)/third-party: $(THIRD_PARTY_SOURCES) $(STAMPS)/installed
