@@ -525,8 +525,12 @@ class Engine(WriteBufferHandler):
     def check(self) -> None:
         """Read and verify everything.
 
+        Backends that keep files may offer this before `open` as well, for files that are not
+        trusted.
+
         Raises:
             CorruptionError: names the first place found damaged.
+            NotOpenError: the engine is not open, and this backend checks only open ones.
         """
         for _ in self.scan():
             pass
@@ -613,6 +617,11 @@ class Engine(WriteBufferHandler):
         self.options = options
         self.rules = options.rules(self._clock_ns)
         self.validates_every_point = options.future_max is not None
+
+    @property
+    def _is_new(self) -> bool:
+        """Whether the engine was not opened yet."""
+        return self._state is _State.NEW
 
     def _check_open(self) -> None:
         if self._state is not _State.OPEN:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Final
@@ -18,7 +19,7 @@ import numpy as np
 from tsengine.backends.lmdb.blocks import ROWS_MAX
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.checking import check_store
-from tsengine.backends.lmdb.files import sync_directory, sync_file
+from tsengine.backends.lmdb.files import DATA_FILE, sync_directory, sync_file
 from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
 from tsengine.backends.lmdb.reading import Piece
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest
@@ -27,7 +28,7 @@ from tsengine.backends.lmdb.store import Settings, Store
 from tsengine.backends.lmdb.sweeping import RemovedSeries
 from tsengine.backends.lmdb.writing import prepare
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
-from tsengine.errors import StorageFullError, StorePathError
+from tsengine.errors import NotOpenError, StorageFullError, StorePathError
 from tsengine.model import (
     DataPoint,
     GroupedBatch,
@@ -334,8 +335,34 @@ class LmdbEngine(Engine):
             raise
 
     def check(self) -> None:
-        self._check_open()
-        check_store(self._store)
+        """Read and verify everything.
+
+        On an engine that is not open yet the files are verified without LMDB first, which a
+        damaged one could make kill the process: after that, opening is safe. Nothing is
+        written, and the engine stays as it is.
+
+        Raises:
+            CorruptionError: names the first place found damaged.
+            FormatVersionError: it is no store of this version.
+            NotOpenError: the engine is not open yet and there is no store, or it was closed.
+            StoreInUseError: the engine is not open yet and another process writes to the store;
+                open with `read_only=True` and check then.
+        """
+        if not self._is_new:
+            self._check_open()
+            check_store(self._store)
+            return
+        path = Path(self.location).absolute()
+        if not (path / DATA_FILE).exists():
+            raise NotOpenError(f"{self!r} is not open, and there is no store yet to be checked")
+        settings = replace(self._settings, read_only=True)
+        shared = acquire(
+            path, settings, self.options, self._store_options_given, self._clock_ns, verify=True
+        )
+        try:
+            check_store(shared.store)
+        finally:
+            release(shared)
 
     # Inside.
 

@@ -6,6 +6,7 @@ Nothing above this module meets an error of LMDB or of the system: they are tran
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -15,18 +16,25 @@ from typing import Final, TypeAlias, TypeVar
 
 import lmdb
 
+from tsengine.backends.lmdb.datafile import check_head, verify_structure
 from tsengine.backends.lmdb.failures import translate, translate_os
 from tsengine.backends.lmdb.files import (
     DATA_FILE,
     SCRATCH,
+    WRITER_LOCK,
     HeldLock,
+    Mark,
     allocate_lock_file,
+    boot,
+    read_mark,
     readers_shut_out,
     remove_scratch,
     sync_directory,
     sync_file,
 )
-from tsengine.errors import FormatVersionError, NotOpenError, StorageError
+from tsengine.errors import CorruptionError, FormatVersionError, NotOpenError, StorageError
+
+logger = logging.getLogger(__name__)
 
 MAP_BYTES: Final = 1 << 40
 """Address space reserved at open. The map is sparse: it costs nothing until used, and a
@@ -89,15 +97,23 @@ class Environment:
         read_only: open for reading beside a writer of another process.
         durable: whether a commit is on disk when it returns; otherwise a power cut may
             take the last one (`metasync=False`), never the store.
+        verify: verify the structure of the file before LMDB maps it, even where there is no
+            reason to doubt it; with `read_only`, no writer may have the store open.
 
     Raises:
-        StorePathError, StoreInUseError, FormatVersionError, StorageError.
+        StorePathError, StoreInUseError, FormatVersionError, CorruptionError, StorageError.
 
     Thread-safety: any number of threads read; writes are one at a time under a lock.
     """
 
     def __init__(
-        self, path: Path, tables: Iterable[tuple[str, bool]], *, read_only: bool, durable: bool
+        self,
+        path: Path,
+        tables: Iterable[tuple[str, bool]],
+        *,
+        read_only: bool,
+        durable: bool,
+        verify: bool = False,
     ) -> None:
         self.path = path
         self.read_only = read_only
@@ -113,6 +129,10 @@ class Environment:
         try:
             if not read_only:
                 remove_scratch(path)
+            _inspect(path, read_only=read_only, verify=verify)
+            if not read_only:
+                # On disk before the first commit: a mark of the close before would accuse it.
+                self._lock.mark(Mark(False, boot(), 0), durable=True)
             self._lmdb = _open_lmdb(path, read_only=read_only, durable=durable)
             try:
                 self._open_tables()
@@ -127,8 +147,24 @@ class Environment:
         """Close, waiting for the transactions of this process to end."""
         with self._write_lock, self._alone():
             self._closed = True
-            self._lmdb.close()
+            if self.read_only:
+                self._lmdb.close()
+            else:
+                self._close_cleanly()
         self._lock.release()
+
+    def _close_cleanly(self) -> None:
+        """Close, and leave word that nothing was cut short."""
+        try:
+            if not self._durable:
+                self._lmdb.sync(True)
+            self._lmdb.close()
+            metas = check_head(self.path / DATA_FILE)
+            self._lock.mark(Mark(True, boot(), metas or 0), durable=False)
+        except (lmdb.Error, StorageError):
+            # Every commit had its answer before. Without a mark the next open looks closer.
+            logger.warning("%s was closed without its mark", self.path, exc_info=True)
+            self._lmdb.close()  # a second time does nothing
 
     def abandon(self) -> None:
         """Let go of a parent's environment in a forked child.
@@ -191,12 +227,17 @@ class Environment:
         return (self.path / DATA_FILE).stat().st_blocks * 512
 
     def copy(self, path: Path) -> None:
-        """Write a compacted copy of the data file to a file of another directory."""
+        """Write a compacted copy of the data file, closed, to another directory."""
         with self.read():  # holds the gate: the map must not move under the copy
             try:
                 self._lmdb.copy(os.fsencode(path), compact=True)  # type: ignore[arg-type]  # takes both
             except lmdb.Error as error:
                 raise translate(error, path) from error
+        lock = HeldLock(path, read_only=False)
+        try:
+            lock.mark(Mark(True, boot(), check_head(path / DATA_FILE) or 0), durable=True)
+        finally:
+            lock.release()
 
     def shrink(self, reopened: Callable[[lmdb.Transaction], None]) -> str:
         """Rewrite the data file without free pages and swap it in, if nobody else has it open.
@@ -325,23 +366,79 @@ class Environment:
                 self._gate.notify_all()
 
     def _open_tables(self) -> None:
+        self.tables: dict[str, Table] = {}
         try:
-            self.tables: dict[str, Table] = {
-                name: self._lmdb.open_db(
-                    name.encode(),
-                    # Not dupfixed as well: LMDB 0.9.36 crashes when it writes a compacted copy
-                    # of a table with more fixed-size duplicates of one key than fit a page.
-                    dupsort=duplicates,
-                    create=not self.read_only,
-                )
-                for name, duplicates in self._table_names
-            }
-        except lmdb.NotFoundError as error:
-            raise FormatVersionError(
-                f"{self.path} holds LMDB data that is no tsengine store"
-            ) from error
+            with self._lmdb.begin() as transaction:
+                is_new = not transaction.stat()["entries"]
+            if is_new and not self.read_only:
+                with self._lmdb.begin(write=True) as transaction:  # all of them or none
+                    for name, duplicates in self._table_names:
+                        self._open_table(name, duplicates, transaction)
+                return
+            for name, duplicates in self._table_names:
+                with contextlib.suppress(lmdb.NotFoundError):
+                    self._open_table(name, duplicates, None)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
+        missing = [name for name, _ in self._table_names if name not in self.tables]
+        if len(missing) == len(self._table_names):
+            raise FormatVersionError(f"{self.path} holds LMDB data that is no tsengine store")
+        if missing:
+            raise CorruptionError(f"{self.path} has lost its tables {', '.join(missing)}")
+
+    def _open_table(self, name: str, duplicates: bool, creating: lmdb.Transaction | None) -> None:
+        # Not dupfixed as well: LMDB 0.9.36 crashes when it writes a compacted copy of a table
+        # with more fixed-size duplicates of one key than fit a page.
+        create = creating is not None
+        table = self._lmdb.open_db(name.encode(), creating, dupsort=duplicates, create=create)
+        if create:
+            self.tables[name] = table
+            return
+        found = {flag for flag, is_set in table.flags().items() if is_set}
+        if found != ({"dupsort"} if duplicates else set()):
+            raise CorruptionError(f"{self.path} has lost the kind of its table {name!r}")
+        self.tables[name] = table
+
+
+def _inspect(path: Path, *, read_only: bool, verify: bool) -> None:
+    """Look at a data file before LMDB maps it; its directory is locked.
+
+    Always at its head, which takes microseconds. At all of it where it may be torn: where its
+    last writer did not close it and the machine was started anew since. A writer that was
+    killed leaves nothing torn behind while the machine runs on: what it wrote is in the page
+    cache, and LMDB overwrites no page that the last commit needs.
+
+    Raises:
+        StoreInUseError: `verify` and `read_only`, and another process writes.
+        FormatVersionError, CorruptionError: as `check_head` and `verify_structure`.
+    """
+    data = path / DATA_FILE
+    mark = read_mark(path)
+    metas = check_head(data)
+    if metas is None and not data.exists():
+        return
+    if read_only and read_mark(path) != mark:
+        return  # a writer came or went in between, and has looked at it itself
+    if mark is not None and mark.is_closed and mark.metas != (metas or 0):
+        raise CorruptionError(
+            f"{data} is not as it was closed; where you put another file there on purpose, remove "
+            f"{path / WRITER_LOCK}"
+        )
+    if metas is None:
+        return  # empty: the process that made it got no further
+    if verify and read_only:
+        writer = HeldLock(path, read_only=False)  # so that no writer moves pages meanwhile
+        try:
+            verify_structure(data)
+        finally:
+            writer.release()
+    elif verify or mark is None or not (mark.is_closed or mark.boot == boot() != "unknown"):
+        try:
+            verify_structure(data)
+        except CorruptionError:
+            if read_only and read_mark(path) != mark:
+                return
+            raise
 
 
 def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environment:

@@ -10,9 +10,10 @@ import contextlib
 import fcntl
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.errors import StoreInUseError, StorePathError
@@ -37,6 +38,45 @@ _KERNEL_LOCKS: Final = Path("/proc/locks")
 _FILES: Final = frozenset({DATA_FILE, LOCK_FILE, WRITER_LOCK, READERS_LOCK, SCRATCH})
 
 
+class Mark(NamedTuple):
+    """What the writer's lock file says: whether the store was closed, and when it was open.
+
+    Attributes:
+        is_closed: whether its last writer closed it.
+        boot: which life of the machine that was in.
+        metas: checksum of the meta pages as they were left; 0 where it is not closed.
+    """
+
+    is_closed: bool
+    boot: str
+    metas: int
+
+    def pack(self) -> bytes:
+        """Give the line; always of one length, so that it is written in place."""
+        state = "closed" if self.is_closed else "open"
+        text = f"tsengine {state:<6} {self.boot:<36} {self.metas:08x}"
+        return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
+
+
+def read_mark(path: Path) -> Mark | None:
+    """Read the mark of a store; None where there is none that makes sense."""
+    try:
+        line = (path / WRITER_LOCK).read_bytes()
+        _, state, boot, metas, _ = line.decode().split()
+        mark = Mark(state == "closed", boot, int(metas, 16))
+    except (OSError, ValueError):
+        return None
+    return mark if mark.pack() == line else None
+
+
+def boot() -> str:
+    """Name this life of the machine: page caches do not outlive it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
 class HeldLock:
     """The lock that a process holds while it has a store open.
 
@@ -49,7 +89,8 @@ class HeldLock:
     """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
-        self._lock: int | None = _open_lock(path / (READERS_LOCK if read_only else WRITER_LOCK))
+        self._name = path / (READERS_LOCK if read_only else WRITER_LOCK)
+        self._lock: int | None = _open_lock(self._name)
         try:
             if read_only:
                 _share(self._lock, path)
@@ -61,6 +102,20 @@ class HeldLock:
         except BaseException:
             self.abandon()
             raise
+
+    def mark(self, mark: Mark, *, durable: bool) -> None:
+        """Write into the lock file; the writer does.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        assert self._lock is not None
+        try:
+            os.pwrite(self._lock, mark.pack(), 0)
+            if durable:
+                os.fsync(self._lock)
+        except OSError as error:
+            raise translate_os(error, self._name, "cannot be written") from error
 
     def release(self) -> None:
         """Unlock and close."""

@@ -53,8 +53,12 @@ def acquire(
     options: StoreOptions,
     given: frozenset[str],
     clock_ns: Callable[[], int],
+    *,
+    verify: bool = False,
 ) -> Shared:
     """Open a store, or share the one that this process has open already.
+
+    The arguments are those of `Store`; a store that is open already is not verified again.
 
     Raises:
         StorageError: it cannot be opened.
@@ -74,7 +78,7 @@ def acquire(
                 return shared
             _changing.add(identity)
         try:
-            store = Store(path, settings, options, given, clock_ns)
+            store = Store(path, settings, options, given, clock_ns, verify=verify)
             try:
                 opened = Shared(store, Upkeep(store), directory)
             except BaseException:

@@ -85,6 +85,7 @@ class Store:
         options: for a new store, those to create it with.
         given: names of the options that the caller asked for, to compare with stored ones.
         clock_ns: nanoseconds since the Unix epoch.
+        verify: verify the structure of the file before LMDB maps it.
 
     Raises:
         StorageError: it cannot be opened.
@@ -98,6 +99,8 @@ class Store:
         options: StoreOptions,
         given: frozenset[str],
         clock_ns: Callable[[], int],
+        *,
+        verify: bool = False,
     ) -> None:
         self.settings = settings
         self.clock_ns = clock_ns
@@ -106,6 +109,7 @@ class Store:
             TABLES,
             read_only=settings.read_only,
             durable=settings.durability == "commit",
+            verify=verify,
         )
         try:
             self.options = self._read_options(options, given)
@@ -511,6 +515,10 @@ class Store:
             row = None if row is None else bytes(row)
         path = self.environment.path
         if version is None:
+            with self.environment.read() as transaction:
+                tables = self.environment.tables.values()
+                if any(transaction.stat(table)["entries"] for table in tables):
+                    raise CorruptionError(f"{path} has lost its format version")
             if self.settings.read_only:
                 raise FormatVersionError(f"{path} was never opened by a writer")
 
