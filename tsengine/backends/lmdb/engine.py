@@ -152,13 +152,13 @@ class LmdbEngine(Engine):
     def _series(self, selector: Selector) -> Iterator[Labels]:
         store = self._store
         with store.pinned(lambda transaction: store.catalogue.resolve(transaction, selector)) as (
-            _,
+            manifest,
             numbers,
         ):
             for start in range(0, len(numbers), SCAN_ROWS):
                 with store.environment.read() as transaction:
                     chunk = [
-                        store.catalogue.labels(transaction, number)
+                        store.labels(transaction, manifest, number)
                         for number in numbers[start : start + SCAN_ROWS].tolist()
                     ]
                 yield from chunk
@@ -393,7 +393,7 @@ class LmdbEngine(Engine):
         store = self._store
         with store.environment.read() as transaction:
             store.check_runs(transaction, manifest)
-            labels = store.catalogue.labels(transaction, number)
+            labels = store.labels(transaction, manifest, number)
             cursor = transaction.cursor(store.environment.tables[BLOCKS])
             edges = store.reader.window_edges(cursor, manifest, number, start, end, SCAN_ROWS)
         for first, last in pairwise(edges):
@@ -430,7 +430,7 @@ class LmdbEngine(Engine):
                 for place, number in enumerate(part.series.tolist())
             }
             order = [
-                (number, store.catalogue.labels(transaction, number))
+                (number, store.labels(transaction, manifest, number))
                 for number in numbers.tolist()
                 if number in found
             ]

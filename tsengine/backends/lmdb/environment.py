@@ -46,6 +46,10 @@ MAP_BYTES_MIN: Final = 1 << 24
 READERS_MAX: Final = 512
 """Slots for read transactions of all processes; LMDB's own default of 126 is soon taken."""
 
+READERS_CHECKED_EVERY: Final = 16
+"""Write transactions after which slots of dead readers are freed, as one that died while it read
+keeps the pages of its moment. It takes 0.4 µs, and a system call for each process that reads."""
+
 _OTHERS_READ: Final = "another process is reading the store"
 
 T = TypeVar("T")
@@ -124,7 +128,8 @@ class Environment:
         self._readers: set[int] = set()  # by identity, so that leaving twice is leaving once
         self._shut = False
         self._closed = False
-        self._write_lock = threading.Lock()  # guards LMDB's one write transaction
+        self._write_lock = threading.Lock()  # guards LMDB's one write transaction, and _writes
+        self._writes = 0
         self._lock = HeldLock(path, read_only=read_only)
         try:
             if not read_only:
@@ -196,6 +201,9 @@ class Environment:
         with self._write_lock:
             with self._gate_lock:
                 self._check_open_locked()
+            if self._writes % READERS_CHECKED_EVERY == 0:
+                self.clear_dead_readers()
+            self._writes += 1
             while True:
                 try:
                     with self._lmdb.begin(write=True, buffers=True) as transaction:
@@ -298,8 +306,14 @@ class Environment:
         self._open_tables()
 
     def clear_dead_readers(self) -> int:
-        """Free the reader slots of processes that died; gives their number."""
-        return int(self._lmdb.reader_check())
+        """Free the reader slots of processes that died; gives their number.
+
+        One that died in a transaction would keep the pages of its moment from being used
+        again, and the file would grow.
+        """
+        with self._gate_lock:  # so that LMDB is not being reopened
+            self._check_open_locked()
+            return int(self._lmdb.reader_check())
 
     def _begin_read(self, reader: int) -> lmdb.Transaction:
         with self._gate_lock:
@@ -318,7 +332,10 @@ class Environment:
             self._end_read(reader)
             if self.clear_dead_readers():
                 return self._begin_read(reader)
-            raise translate(error, self.path) from error
+            raise StorageError(
+                f"{self.path}: there are no more than {self._lmdb.info()['max_readers']} read "
+                "transactions at once, in all processes together; read by fewer threads"
+            ) from error
         except lmdb.Error as error:
             self._end_read(reader)
             raise translate(error, self.path) from error
@@ -346,6 +363,8 @@ class Environment:
                 # LMDB has unmapped the file by now and is of no use any more.
                 self._lmdb.close()
                 self._reopen()
+                if size == 0:
+                    return  # smaller than the other's, but as large as the data at least
                 raise StorageError(
                     f"{self.path}: the map cannot grow to {size} bytes ({error}); raise the "
                     "limit of the process's address space"

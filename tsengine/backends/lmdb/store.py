@@ -215,10 +215,29 @@ class Store:
             if transaction.get(key, db=tables[RUNS]) is None:
                 row = transaction.get(key, db=tables[RETIRED])
                 if row is None or Retired.unpack(run.number, row).at_ns < 0:
-                    raise SnapshotExpiredError(
-                        f"this read outlived snapshot_age_max of the writer of "
-                        f"{self.environment.path}; read in smaller ranges, or raise the option"
-                    )
+                    raise self._expired()
+
+    def labels(self, transaction: lmdb.Transaction, manifest: Manifest, number: int) -> Labels:
+        """Give the labels of a series of a manifest pinned earlier.
+
+        Raises:
+            SnapshotExpiredError: the series was removed since, and the writer, a process that
+                does not see this one's pins, has forgotten it.
+            CorruptionError: there is no such series, or its row is damaged.
+        """
+        try:
+            return self.catalogue.labels(transaction, number)
+        except CorruptionError:
+            epoch = self.manifest_of(transaction).state.catalogue_epoch
+            if self.settings.read_only and epoch != manifest.state.catalogue_epoch:
+                raise self._expired() from None
+            raise
+
+    def _expired(self) -> SnapshotExpiredError:
+        return SnapshotExpiredError(
+            f"this read outlived snapshot_age_max of the writer of {self.environment.path}; read "
+            "in smaller ranges, or raise the option"
+        )
 
     # Writing.
 
