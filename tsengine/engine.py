@@ -581,10 +581,10 @@ class Engine(WriteBufferHandler):
 
     def flush_buffer(self, mark: ProducerMark | None = None) -> WriteReceipt:
         """Commit what this thread staged, as `WriteBufferHandler` says."""
+        staging = self._take_staging()  # first, as it is consumed whatever happens
         if mark is not None:
             self.require(Capability.PRODUCER_MARKS)
         self._check_open()
-        staging = self._take_staging()
         if staging is None:
             self._check_writable()
             return WriteReceipt(0, 0)

@@ -263,6 +263,8 @@ class Environment:
             if self.has_other_processes():
                 return _OTHERS_READ
             with self._write_lock:  # so that the copy stays what the file holds
+                with self._gate_lock:
+                    self._check_open_locked()  # else this would open again what was closed
                 try:
                     self._copy_to_scratch()
                     with readers_shut_out(self.path) as alone:
@@ -357,6 +359,7 @@ class Environment:
         last of the old ones opens it.
         """
         with self._alone():
+            self._check_open_locked()
             try:
                 self._lmdb.set_mapsize(size)
             except lmdb.Error as error:

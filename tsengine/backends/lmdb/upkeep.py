@@ -17,6 +17,7 @@ from tsengine.backends.lmdb.layout import BLOCKS, RETIRED, pack_u64
 from tsengine.backends.lmdb.merge import RUNS_DUE, Merge, plan
 from tsengine.backends.lmdb.runs import Manifest, Retired, Run
 from tsengine.backends.lmdb.store import Store
+from tsengine.errors import NotOpenError
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class Upkeep:
         try:
             work()
         except Exception as error:
+            if self._closing.is_set() and isinstance(error, NotOpenError):
+                return  # another thread closed the store: nothing is wrong, nor left to do
             logger.exception("upkeep of %s failed", self._store.environment.path)
             self.error = error
             self._is_paused = True
