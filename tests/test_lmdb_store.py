@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import lmdb
 import numpy as np
 import pytest
 
-from tsengine.backends.lmdb import LmdbEngine, environment, merge
+from tsengine.backends.lmdb import LmdbEngine, environment, garbage, merge
 from tsengine.backends.lmdb.upkeep import Upkeep
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
@@ -169,6 +170,85 @@ def test_merging_changes_no_answer(tmp_path: Path, block_points: int) -> None:
         assert rows_of(merged) == rows_of(never)
         merged.check()
         never.check()
+
+
+@pytest.fixture
+def little_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage that is rewritten from ten rows on."""
+    monkeypatch.setattr(garbage, "GARBAGE_ROWS_MIN", 10)
+
+
+def stored_rows(engine: LmdbEngine) -> int:
+    """Count the rows in the file, garbage included."""
+    return sum(run.rows for run in engine._store.manifest.runs)
+
+
+@pytest.mark.usefixtures("little_garbage")
+def test_deletes_alone_make_a_run_be_rewritten(path: Path) -> None:
+    """What deletes hide of a run that nothing is merged with does not stay in the file."""
+    with LmdbEngine(str(path), merging="inline", block_points=50) as engine:
+        commits(engine, 10, rows=20)
+        engine.compact()
+        assert stored_rows(engine) == 10 * 20 * len(SERIES)
+        for labels in SERIES[:5]:
+            engine.delete(labels, 1, 21)
+        assert stored_rows(engine) == 10 * 20 * len(SERIES)  # too little to care
+        for labels in SERIES[:10]:
+            engine.delete(labels, 1, 181)
+        assert engine.count() == 200 * 20 - 10 * 180
+        assert stored_rows(engine) <= 1.5 * engine.count()
+        expected = rows_of(engine)
+        engine.delete(SERIES[0])
+        del expected[SERIES[0]]
+        assert rows_of(engine) == expected
+        engine.check()
+
+
+@pytest.mark.usefixtures("little_garbage", "small_merges")
+def test_values_written_over_and_over_do_not_pile_up(path: Path) -> None:
+    """Rows that later ones replaced long ago do not stay, one for each level of merging."""
+    with LmdbEngine(str(path), merging="inline", block_points=50) as engine:
+        engine.write((labels, 5_000, 0.0) for labels in SERIES)
+        for commit in range(60):
+            engine.write((labels, 1 + row, float(commit)) for labels in SERIES for row in range(10))
+            live = engine.count()
+            assert stored_rows(engine) <= 1.5 * live + 3 * 200 + 10  # and what waits for a merge
+        assert {value for rows in rows_of(engine).values() for _, value in rows} == {0.0, 59.0}
+        engine.check()
+
+
+@pytest.mark.usefixtures("little_garbage")
+def test_runs_that_are_half_expired_are_rewritten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that retention hides leave the file without a merge of their level being due."""
+    monkeypatch.setattr(merge, "TAIL_ROWS_MAX", 0)
+    now = [1_000]
+    with LmdbEngine(
+        str(path), merging="inline", retention=timedelta(microseconds=1), clock_ns=lambda: now[0]
+    ) as engine:
+        commits(engine, 1, rows=999)
+        engine.compact()
+        assert stored_rows(engine) == 999 * len(SERIES)
+        for until in range(1_100, 1_900, 100):
+            now[0] = until
+            engine.write([(A, until, 1.0)])
+            assert stored_rows(engine) <= 1.5 * engine.count() + 10
+        engine.check()
+
+
+@pytest.mark.usefixtures("little_garbage")
+def test_many_deletes_do_not_pile_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little each hides, deletes are applied before there are very many of them."""
+    monkeypatch.setattr(garbage, "DELETES_DUE", 8)
+    with LmdbEngine(str(path), merging="inline") as engine:
+        commits(engine, 3, rows=400)
+        for timestamp in range(1, 41):
+            engine.delete(SERIES[3], timestamp, timestamp + 1)
+            assert int(str(engine.stats().details["deletes"])) <= 8
+        assert rows_of(engine)[SERIES[3]][0] == (41, 0.0)
+        assert engine.count() == 3 * 400 * len(SERIES) - 40
+        engine.check()
 
 
 @pytest.mark.usefixtures("small_merges")

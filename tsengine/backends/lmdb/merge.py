@@ -404,7 +404,7 @@ class Merge:
             return None
         return self._totals.run(
             self.number,
-            1 + max(run.level for run in self.inputs),
+            max(max(run.level for run in self.inputs) + (len(self.inputs) > 1), 1),
             (self.inputs[0].sequence_first, self.inputs[-1].sequence_last),
             self._deletes_applied,
         )

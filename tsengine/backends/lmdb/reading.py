@@ -241,6 +241,33 @@ class BlockReader:
             yield key, self._decode(key, block, read_header(key, block))
             found = cursor.next()
 
+    def headers(
+        self, cursor: lmdb.Cursor, run: Run, after: bytes | None, most: int
+    ) -> list[tuple[bytes, int, Header]]:
+        """Give key, first series and header of some blocks of a run behind a key."""
+        headers: list[tuple[bytes, int, Header]] = []
+        found = cursor.set_range(pack_u64(run.number) if after is None else after)
+        if found and after is not None and bytes(cursor.key()) == after:
+            found = cursor.next()
+        while found and len(headers) < most:
+            key, block = cursor.item()
+            run_number, first_series, _ = split_block_key(key)
+            if run_number != run.number:
+                break
+            headers.append((bytes(key), first_series, read_header(key, block)))
+            found = cursor.next()
+        return headers
+
+    def sample(self, cursor: lmdb.Cursor, run: Run, number: int, timestamp: int) -> Columns | None:
+        """Give the rows of the block of a run that holds a place or comes before it."""
+        if not _seek(cursor, run, number, timestamp):
+            return None
+        key, block = cursor.item()
+        key = bytes(key)
+        if split_block_key(key)[0] != run.number:
+            return None
+        return self._decode(key, block, read_header(key, block))
+
     def edge(
         self, cursor: lmdb.Cursor, run: Run, number: int, *, newest: bool
     ) -> tuple[int, bytes | None] | None:

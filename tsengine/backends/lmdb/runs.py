@@ -96,6 +96,15 @@ class Run:
         """Whether rows may lie in a time range."""
         return self.t_min < end and self.t_max >= start
 
+    def overlaps_run(self, other: Run) -> bool:
+        """Whether both may have rows of one series at one time."""
+        return (
+            self.t_min <= other.t_max
+            and other.t_min <= self.t_max
+            and self.series_first <= other.series_last
+            and other.series_first <= self.series_last
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeleteEvent:

@@ -13,6 +13,7 @@ from typing import Final
 
 import lmdb
 
+from tsengine.backends.lmdb.garbage import Garbage
 from tsengine.backends.lmdb.layout import BLOCKS, RETIRED, pack_u64
 from tsengine.backends.lmdb.merge import RUNS_DUE, Merge, plan
 from tsengine.backends.lmdb.runs import Manifest, Retired, Run
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 SWEEP_POLL_SECONDS: Final = 1.0
 """How often runs are looked at that a reader still pins."""
+
+
+RETENTION_POLL_SECONDS: Final = 60.0
+"""How often a store with retention is looked at that nobody writes to."""
 
 
 class Upkeep:
@@ -36,6 +41,7 @@ class Upkeep:
         self._store = store
         self._working = threading.RLock()  # guards _merges
         self._merges: list[Merge] = []
+        self._garbage = Garbage(store.environment, store.reader, store.retained_from)
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -85,9 +91,16 @@ class Upkeep:
             while self._store.sweeper.sweep():
                 pass
 
+    @property
+    def _poll_seconds(self) -> float | None:
+        """How long to wait for a commit before looking again."""
+        if self._store.sweeper.owed:
+            return SWEEP_POLL_SECONDS
+        return None if self._store.options.retention is None else RETENTION_POLL_SECONDS
+
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait(SWEEP_POLL_SECONDS if self._store.sweeper.owed else None)
+            self._wake.wait(self._poll_seconds)
             self._wake.clear()
             self._guard(self._work_on)
 
@@ -129,6 +142,11 @@ class Upkeep:
         self._retire_expired()
         if not self._is_paused:
             self._begin(lambda manifest: plan(manifest.runs, self._store.merging))
+            if not self._merges:
+                # Looked for outside of the commit lock: it reads.
+                garbage = self._garbage.plan(self._store.manifest, self._store.merging)
+                if garbage:
+                    self._begin(lambda manifest: _still_there(garbage, manifest))
         if self._merges:
             self._step()
             return True
@@ -287,3 +305,8 @@ class Upkeep:
         for merge in list(self._merges):
             self._forget(merge)
             self._store.sweeper.give_up(merge.number)
+
+
+def _still_there(runs: Sequence[Run], manifest: Manifest) -> Sequence[Run]:
+    """Give the runs, unless one of them has gone since they were looked at."""
+    return runs if set(runs) <= set(manifest.runs) else ()
