@@ -17,6 +17,7 @@ from tsengine.backends.lmdb.blocks import (
     RAW_BLOCK_BYTES,
     NumberPacker,
     decode,
+    decode_range,
     encode,
     read_header,
     split_raw,
@@ -85,6 +86,28 @@ def test_rows_come_back(given_columns: tuple[ValueKind, Columns], compress: bool
     assert (header.t_min, header.t_max) == (columns.timestamps.min(), columns.timestamps.max())
     assert header.last_series == columns.series[-1]
     assert header.last_timestamp == columns.timestamps[-1]
+
+
+@given(kinds_and_columns(), st.booleans(), st.data())
+def test_a_range_is_what_lies_in_it(
+    given_columns: tuple[ValueKind, Columns], compress: bool, data: st.DataObject
+) -> None:
+    """Decoding a range of a block of one series gives those of all its rows that lie in it."""
+    kind, columns = given_columns
+    columns = columns.rows(0, int(columns.offsets[1]))
+    packer = NumberPacker() if compress else None
+    key, block = encode(1, kind, columns, place=3, packer=packer)
+    moments = columns.timestamps.tolist()
+    bounds = st.sampled_from([*moments, *(moment + 1 for moment in moments), INT64_MIN, 2**63])
+    start, end = sorted([data.draw(bounds), data.draw(bounds)])
+    found = decode_range(key, block, read_header(key, block), min(start, INT64_MAX), end)
+    places = [place for place, moment in enumerate(moments) if start <= moment < end]
+    if not places:
+        assert found is None
+    else:
+        assert found is not None
+        expected = columns.rows(places[0], places[-1] + 1)
+        assert_same(Columns(expected.series, expected.offsets, *found), expected)
 
 
 @given(kinds_and_columns(), st.booleans(), st.data())

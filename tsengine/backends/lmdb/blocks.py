@@ -19,7 +19,7 @@ from pcodec import ChunkConfig, DeltaSpec, standalone
 from tsengine.backends.lmdb.columns import Columns
 from tsengine.backends.lmdb.layout import block_key, split_block_key
 from tsengine.errors import CorruptionError
-from tsengine.model import Int64Array, ValueArray, ValueKind
+from tsengine.model import INT64_MAX, Int64Array, ValueArray, ValueKind
 
 RAW_BLOCK_BYTES: Final = 65_000
 """Largest raw block: a little under 16 pages, with LMDB's page header. Values of a megabyte
@@ -244,10 +244,44 @@ def decode(key: bytes | memoryview, block: bytes | memoryview, header: Header) -
     try:
         series, offsets = _decode_segments(key, block[HEADER_BYTES:segments_end], header)
         timestamps = _decode_times(block[segments_end:times_end], header, offsets)
-        values = _decode_values(block[times_end:], header)
+        values = _decode_values(block[times_end:], header, header.rows)
     except _UNDECODABLE as error:
         raise CorruptionError(f"{describe(key)} does not decode: {error}") from error
     return Columns(series, offsets, timestamps, values)
+
+
+def decode_range(
+    key: bytes | memoryview, block: bytes | memoryview, header: Header, start: int, end: int
+) -> tuple[Int64Array, ValueArray] | None:
+    """Give the rows in a range of a verified block of one series; None for none.
+
+    A short range of a long block decodes little more than itself: of regular timestamps what
+    lies in it, of packed values what lies before its end.
+
+    Raises:
+        CorruptionError: an encoding does not hold what the header says.
+    """
+    times_end = HEADER_BYTES + header.time_bytes
+    times = block[HEADER_BYTES:times_end]
+    try:
+        step = _regular_step(times, header)
+        if step:
+            earliest = header.last_timestamp - (header.rows - 1) * step
+            first = max(-((earliest - start) // step), 0)
+            last = min(-((earliest - end) // step), header.rows)
+            timestamps = np.arange(first, max(first, last))
+            timestamps *= step
+            timestamps += earliest
+        else:
+            timestamps = _decode_times(times, header, np.array([0, header.rows]))
+            first, last = map(int, timestamps.searchsorted([start, min(end, INT64_MAX)]))
+            last += end > INT64_MAX and header.last_timestamp == INT64_MAX
+            timestamps = timestamps[first:last]
+        if first >= last:
+            return None
+        return timestamps, _decode_values(block[times_end:], header, last)[first:]
+    except _UNDECODABLE as error:
+        raise CorruptionError(f"{describe(key)} does not decode: {error}") from error
 
 
 def split_raw(kind: ValueKind, columns: Columns, block_points: int) -> list[Columns]:
@@ -385,6 +419,16 @@ def _decode_times(part: bytes | memoryview, header: Header, offsets: Int64Array)
     return steps
 
 
+def _regular_step(part: bytes | memoryview, header: Header) -> int:
+    """The step between the timestamps of a block of one series; 0 where there is no one."""
+    if header.time_encoding != _REGULAR:
+        return 0
+    step, start = struct.unpack_from("<qxq", part)
+    if start + (header.rows - 1) * step != header.last_timestamp:
+        return 0  # it wraps around, as differences beyond int64 do
+    return int(step)
+
+
 def _encode_values(
     kind: ValueKind, values: ValueArray, packer: NumberPacker | None
 ) -> tuple[int, bytes]:
@@ -404,14 +448,15 @@ def _encode_values(
     return _RAW, values.tobytes()
 
 
-def _decode_values(part: bytes | memoryview, header: Header) -> ValueArray:
+def _decode_values(part: bytes | memoryview, header: Header, rows: int) -> ValueArray:
+    """Give the first so many values of a block."""
     if header.kind == ValueKind.OBJECT:
-        return _decode_objects(part, header)
+        return _decode_objects(part, header)[:rows]
     dtype = ValueKind(header.kind).dtype
     if header.value_encoding == _RAW:
         raw: ValueArray = np.frombuffer(bytes(part), dtype, header.rows)
-        return raw
-    return _inflate(part, header.rows, dtype)
+        return raw[:rows]
+    return _inflate(part, rows, dtype, is_all=rows == header.rows)
 
 
 def _decode_objects(part: bytes | memoryview, header: Header) -> ValueArray:
@@ -451,11 +496,13 @@ def _unpack(part: bytes | memoryview, count: int) -> Int64Array:
     return np.frombuffer(bytes(part[1:]), np.int64, count)
 
 
-def _inflate(part: bytes | memoryview, count: int, dtype: np.dtype[np.generic]) -> ValueArray:
+def _inflate(
+    part: bytes | memoryview, count: int, dtype: np.dtype[np.generic], *, is_all: bool = True
+) -> ValueArray:
     """Undo pcodec into a column of known length, which bounds what a damaged one can take."""
     column: ValueArray = np.empty(count, dtype)
     progress = standalone.simple_decompress_into(bytes(part), column)
-    if progress.n_processed != count or not progress.finished:
+    if progress.n_processed != count or progress.finished != is_all:
         raise ValueError(f"a column of {count} rows holds another number")
     return column
 

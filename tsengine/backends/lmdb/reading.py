@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 import lmdb
 import numpy as np
 
-from tsengine.backends.lmdb.blocks import Header, decode, read_header, verify
+from tsengine.backends.lmdb.blocks import Header, decode, decode_range, read_header, verify
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.columns import Columns, combine
 from tsengine.backends.lmdb.environment import Environment
@@ -367,10 +367,10 @@ class BlockReader:
                 return None  # the block before the place sought, and it ends before it
             if header.segments == 1:
                 self._verify(key, block, header)
-                columns = decode(key, block, header)
                 if is_whole:
+                    columns = decode(key, block, header)
                     return columns.timestamps, columns.values
-                return _cut(columns, 0, len(columns), start, end)
+                return decode_range(key, block, header, start, end)
             shelf = self._shelve(key, block, header)
         elif shelf.last_row < (number, start):
             return None
