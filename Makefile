@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 PYTEST_ARGS ?=
+MINUTES ?= 10
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -28,7 +29,7 @@ INSTALLED := PYTHONSAFEPATH=1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment break each other
-.PHONY: help demo test check format bench growth clean
+.PHONY: help demo test check format bench growth torture clean
 
 help:
 	@echo "make demo    real sensor data through the write buffer into an LMDB store, and back"
@@ -37,6 +38,7 @@ help:
 	@echo "make format  let ruff format and mend what it can"
 	@echo "make bench   the figures, with the peers' beside them (some minutes)"
 	@echo "make growth  one store grown to 300,000,000 points; figures and charts into docs/"
+	@echo "make torture MINUTES=10 [SEED=…]  kills, full disks, damage, threads … at random; as JSON"
 	@echo "make clean   remove what these made, the environment $(VENV) included"
 
 demo: $(STAMPS)/demo $(STAMPS)/installed
@@ -64,6 +66,9 @@ bench: $(STAMPS)/dev $(STAMPS)/installed
 
 growth: $(STAMPS)/dev $(STAMPS)/installed
 	$(BIN)/python -m benchmarks.growth --json docs/growth.json --chart docs/growth.svg
+
+torture: $(STAMPS)/dev $(STAMPS)/installed $(STAMPS)/tools
+	$(BIN)/python -m tests.reliability.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
