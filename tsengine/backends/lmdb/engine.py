@@ -19,6 +19,7 @@ import numpy as np
 from tsengine.backends.lmdb.blocks import ROWS_MAX
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.checking import check_store
+from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.files import DATA_FILE, sync_directory, sync_file
 from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
 from tsengine.backends.lmdb.reading import Piece
@@ -28,7 +29,7 @@ from tsengine.backends.lmdb.store import Settings, Store
 from tsengine.backends.lmdb.sweeping import RemovedSeries
 from tsengine.backends.lmdb.writing import prepare
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
-from tsengine.errors import NotOpenError, StorageFullError, StorePathError
+from tsengine.errors import NotOpenError, StorageError, StorageFullError, StorePathError
 from tsengine.model import (
     DataPoint,
     GroupedBatch,
@@ -177,13 +178,13 @@ class LmdbEngine(Engine):
         store = self._store
         with store.commit_lock:
             _ = store.manifest
-            with store.moment() as (transaction, manifest):
+            with store.environment.read() as transaction:
                 numbers = np.sort(store.catalogue.resolve(transaction, selector))
             if not len(numbers):
                 return 0
             now = self._clock_ns()
             remove = is_unbounded(start, end)
-            event = DeleteEvent(manifest.state.sequence + 1, start, end, numbers)
+            event = DeleteEvent(store.counters.sequence + 1, start, end, numbers)
             store.delete(event, remove=remove, now_ns=now)
             version = store.manifest.state.version
         # Behind the commit lock: upkeep takes its own lock first and that one second.
@@ -318,20 +319,18 @@ class LmdbEngine(Engine):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             made.mkdir(mode=0o700)
         except OSError as error:
-            raise _no_snapshot(target, error) from error
+            raise translate_os(error, target, "cannot take a snapshot") from error
         try:
             self._store.environment.copy(made)
-            data = made / "data.mdb"
-            data.chmod(0o600)
-            sync_file(data)
+            (made / DATA_FILE).chmod(0o600)
+            sync_file(made / DATA_FILE)
             sync_directory(made)
-            try:
-                made = made.rename(target)  # raises where something came to be there meanwhile
-            except OSError as error:
-                raise _no_snapshot(target, error) from error
+            made = made.rename(target)  # raises where something came to be there meanwhile
             sync_directory(target.absolute().parent)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(made, ignore_errors=True)
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
+                raise translate_os(error, target, "cannot take a snapshot") from error
             raise
 
     def check(self) -> None:
@@ -504,13 +503,6 @@ class LmdbEngine(Engine):
 
 def _no_kind(_: Labels) -> ValueKind | None:
     return None
-
-
-def _no_snapshot(target: Path, error: OSError) -> StorePathError:
-    return StorePathError(
-        f"{target} cannot take a snapshot: {error.strerror}; give a path that does not exist in "
-        "a directory that does"
-    )
 
 
 def _batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:

@@ -29,6 +29,7 @@ from tsengine.backends.lmdb.files import (
     read_mark,
     readers_shut_out,
     remove_scratch,
+    settle,
     sync_directory,
     sync_file,
 )
@@ -128,14 +129,19 @@ class Environment:
         self._readers: set[int] = set()  # by identity, so that leaving twice is leaving once
         self._shut = False
         self._closed = False
-        self._write_lock = threading.Lock()  # guards LMDB's one write transaction, and _writes
+        # Guards LMDB's one write transaction, and with it what changes _lmdb or follows here.
+        self._write_lock = threading.Lock()
         self._writes = 0
+        self._is_down = False  # whether LMDB is closed, since opening it anew failed
+        self._is_doubtful = False  # whether what the file shows may not all be on disk
+        self._times_opened = 0
         self._lock = HeldLock(path, read_only=read_only)
         try:
             if not read_only:
                 remove_scratch(path)
             _inspect(path, read_only=read_only, verify=verify)
             if not read_only:
+                settle(path)
                 # On disk before the first commit: a mark of the close before would accuse it.
                 self._lock.mark(Mark(False, boot(), 0), durable=True)
             self._lmdb = _open_lmdb(path, read_only=read_only, durable=durable)
@@ -164,6 +170,8 @@ class Environment:
             if not self._durable:
                 self._lmdb.sync(True)
             self._lmdb.close()
+            if self._is_doubtful:
+                settle(self.path)  # else a power cut could leave other metas than the mark says
             metas = check_head(self.path / DATA_FILE)
             self._lock.mark(Mark(True, boot(), metas or 0), durable=False)
         except (lmdb.Error, StorageError):
@@ -196,11 +204,13 @@ class Environment:
         Raises:
             NotOpenError: the environment was closed.
             StorageFullError: the disk is full; nothing was committed.
-            StorageError: the commit failed; its outcome is unknown.
+            StorageError: the commit failed; its outcome is unknown. The next call finds the
+                environment usable again, if only the disk is.
         """
         with self._write_lock:
             with self._gate_lock:
                 self._check_open_locked()
+            self._mend()
             if self._writes % READERS_CHECKED_EVERY == 0:
                 self.clear_dead_readers()
             self._writes += 1
@@ -213,9 +223,18 @@ class Environment:
                 except lmdb.MapResizedError:
                     self._resize_map(0)
                 except lmdb.Error as error:
+                    self._is_doubtful = True
                     raise translate(error, self.path) from error
                 else:
                     return result
+
+    def moment(self, transaction: lmdb.Transaction) -> int:
+        """Give a number for what a transaction sees, another one for anything else.
+
+        LMDB's own number is not enough: it comes again after a commit that was taken back,
+        and begins anew in a compacted file. Both are opened anew, which is counted here.
+        """
+        return (self._times_opened << 48) + int(transaction.id())
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -247,11 +266,8 @@ class Environment:
         finally:
             lock.release()
 
-    def shrink(self, reopened: Callable[[lmdb.Transaction], None]) -> str:
+    def shrink(self) -> str:
         """Rewrite the data file without free pages and swap it in, if nobody else has it open.
-
-        Args:
-            reopened: called with a transaction on the new file before anybody else reads.
 
         Returns:
             Why it was not done; empty where it was.
@@ -265,13 +281,16 @@ class Environment:
             with self._write_lock:  # so that the copy stays what the file holds
                 with self._gate_lock:
                     self._check_open_locked()  # else this would open again what was closed
+                self._mend()
                 try:
                     self._copy_to_scratch()
                     with readers_shut_out(self.path) as alone:
                         if not alone:
                             return _OTHERS_READ
                         with self._alone():
-                            self._swap_in_copy(reopened)
+                            self._swap_in_copy()
+                        sync_directory(self.path)
+                        self._is_doubtful = False
                 finally:
                     remove_scratch(self.path)
         except lmdb.Error as error:
@@ -291,21 +310,57 @@ class Environment:
         (scratch / DATA_FILE).chmod(0o600)
         sync_file(scratch / DATA_FILE)
 
-    def _swap_in_copy(self, reopened: Callable[[lmdb.Transaction], None]) -> None:
+    def _swap_in_copy(self) -> None:
         """Put the smaller file in place; nobody has the store open but this caller."""
+        self._take_down()
         try:
-            self._lmdb.close()
             (self.path / SCRATCH / DATA_FILE).replace(self.path / DATA_FILE)
-            sync_directory(self.path)
+            self._is_doubtful = True  # until the new name is durable
         finally:
-            self._lmdb.close()  # a second time does nothing
             self._reopen()
-        with self._lmdb.begin(buffers=True) as transaction:
-            reopened(transaction)
+
+    # Failures. The writer lock is held in all of these.
+
+    def _mend(self) -> None:
+        """Make up for a failure: from here on what the file shows is durable.
+
+        Raises:
+            StorageError: the disk does not do its part yet; nothing may be committed.
+        """
+        if self._is_doubtful or self._is_down:
+            self._revive()
+            settle(self.path)
+            self._is_doubtful = False
+
+    def _revive(self) -> None:
+        """Open LMDB anew where it cannot be used any more.
+
+        After a failed write of its meta page LMDB answers nothing but that it panics.
+        """
+        with self._gate_lock:
+            self._check_open_locked()
+        if not self._is_down:
+            try:
+                self._lmdb.begin().abort()
+            except lmdb.PanicError:
+                pass
+            except lmdb.Error:
+                return  # that has another remedy
+            else:
+                return  # it can be used; another thread may have seen to it
+        with self._alone():
+            self._reopen()
+
+    def _take_down(self) -> None:
+        self._is_down = True
+        self._lmdb.close()  # a second time does nothing
 
     def _reopen(self) -> None:
+        self._take_down()
         self._lmdb = _open_lmdb(self.path, read_only=self.read_only, durable=self._durable)
         self._open_tables()
+        self._times_opened += 1
+        self._is_down = False
 
     def clear_dead_readers(self) -> int:
         """Free the reader slots of processes that died; gives their number.
@@ -315,31 +370,39 @@ class Environment:
         """
         with self._gate_lock:  # so that LMDB is not being reopened
             self._check_open_locked()
-            return int(self._lmdb.reader_check())
+            try:
+                return int(self._lmdb.reader_check())
+            except lmdb.Error as error:
+                raise translate(error, self.path) from error
 
     def _begin_read(self, reader: int) -> lmdb.Transaction:
-        with self._gate_lock:
-            while self._shut:
-                self._gate.wait()
-            self._check_open_locked()
-            self._readers.add(reader)
-        try:
-            return self._lmdb.begin(buffers=True)
-        except lmdb.MapResizedError:
-            self._end_read(reader)
+        while True:
+            with self._gate_lock:
+                while self._shut:
+                    self._gate.wait()
+                self._check_open_locked()
+                self._readers.add(reader)
+            try:
+                return self._lmdb.begin(buffers=True)
+            except lmdb.Error as error:
+                self._end_read(reader)
+                self._remedy(error)
+
+    def _remedy(self, error: lmdb.Error) -> None:
+        """Do what lets a read begin that could not, or raise."""
+        if isinstance(error, lmdb.MapResizedError):
             with self._write_lock:
                 self._resize_map(0)
-            return self._begin_read(reader)
-        except lmdb.ReadersFullError as error:
-            self._end_read(reader)
-            if self.clear_dead_readers():
-                return self._begin_read(reader)
-            raise StorageError(
-                f"{self.path}: there are no more than {self._lmdb.info()['max_readers']} read "
-                "transactions at once, in all processes together; read by fewer threads"
-            ) from error
-        except lmdb.Error as error:
-            self._end_read(reader)
+        elif isinstance(error, lmdb.PanicError) or self._is_down:
+            with self._write_lock:
+                self._revive()
+        elif isinstance(error, lmdb.ReadersFullError):
+            if not self.clear_dead_readers():
+                raise StorageError(
+                    f"{self.path}: there are no more than {self._lmdb.info()['max_readers']} read "
+                    "transactions at once, in all processes together; read by fewer threads"
+                ) from error
+        else:
             raise translate(error, self.path) from error
 
     def _end_read(self, reader: int) -> None:
@@ -364,7 +427,6 @@ class Environment:
                 self._lmdb.set_mapsize(size)
             except lmdb.Error as error:
                 # LMDB has unmapped the file by now and is of no use any more.
-                self._lmdb.close()
                 self._reopen()
                 if size == 0:
                     return  # smaller than the other's, but as large as the data at least
@@ -480,18 +542,27 @@ def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environmen
                 max_dbs=16,
                 max_readers=READERS_MAX,
             )
+            break
         except (lmdb.MemoryError, OSError, lmdb.Error) as error:
             if size > MAP_BYTES_MIN and _is_about_memory(error):
                 size //= 2
                 continue
-            if isinstance(error, lmdb.Error):
-                raise translate(error, path) from error
-            raise StorageError(f"{path}: {error}") from error
-        if is_new:
-            # LMDB syncs its files but not the directories that name them.
+            if is_new and not read_only:
+                # One of its two first pages may be there, which would be no store for ever.
+                with contextlib.suppress(OSError):
+                    (path / DATA_FILE).unlink()
+            if isinstance(error, OSError):
+                raise translate_os(error, path, "cannot be opened") from error
+            raise translate(error, path) from error
+    if is_new:
+        # LMDB syncs its files but not the directories that name them.
+        try:
             sync_directory(path)
             sync_directory(path.parent)
-        return environment
+        except OSError as error:
+            environment.close()
+            raise translate_os(error, path, "cannot be made durable") from error
+    return environment
 
 
 def _is_about_memory(error: Exception) -> bool:

@@ -33,10 +33,17 @@ _ABOUT_PATHS: Final = frozenset(
         errno.EISDIR,
         errno.ELOOP,
         errno.EEXIST,
+        errno.ENOTEMPTY,
         errno.ENAMETOOLONG,
         errno.EROFS,
     }
 )
+
+_HINTS: Final = {
+    errno.ENOENT: "make the parent first",
+    errno.EEXIST: "give a path that does not exist",
+    errno.ENOTEMPTY: "give a path that does not exist",
+}
 
 
 def translate(error: lmdb.Error, path: Path) -> StorageError:
@@ -69,8 +76,8 @@ def translate_os(error: OSError, path: Path, what: str) -> StorageError:
     if error.errno in NO_ROOM:
         return full(path)
     text = f"{path} {what}: {error.strerror or error}"
-    if error.errno == errno.ENOENT:
-        text += "; make the parent first"
+    if error.errno in _HINTS:
+        text += f"; {_HINTS[error.errno]}"
     return StorePathError(text) if error.errno in _ABOUT_PATHS else StorageError(text)
 
 

@@ -7,6 +7,7 @@ error of tsengine that it means.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -34,6 +35,8 @@ SWAP_SECONDS_MAX: Final = 1.0
 takes milliseconds; one that was stopped in it would keep it for good."""
 
 _KERNEL_LOCKS: Final = Path("/proc/locks")
+META_BYTES: Final = 2 << 15
+"""Room for LMDB's two meta pages at its largest page size, 32 KiB."""
 
 _FILES: Final = frozenset({DATA_FILE, LOCK_FILE, WRITER_LOCK, READERS_LOCK, SCRATCH})
 
@@ -270,7 +273,9 @@ def allocate_lock_file(path: Path) -> None:
             path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         try:
-            os.posix_fallocate(file, 0, max(os.fstat(file).st_size, LOCK_FILE_BYTES))
+            size = max(os.fstat(file).st_size, LOCK_FILE_BYTES)
+            if os.fstat(file).st_blocks * 512 < size:  # else a full disk is no obstacle
+                os.posix_fallocate(file, 0, size)
         finally:
             os.close(file)
     except OSError as error:
@@ -280,6 +285,36 @@ def allocate_lock_file(path: Path) -> None:
 def remove_scratch(path: Path) -> None:
     """Remove what compacting left behind; only a process that holds the writer's lock may."""
     shutil.rmtree(path / SCRATCH, ignore_errors=True)
+
+
+def settle(path: Path) -> None:
+    """Make durable what the data file shows, and its name; the writer's lock is held.
+
+    After a failed commit, or one that a process did not live to see, the newest meta page may
+    be there for all to read and yet not on disk: a failed fsync leaves its pages clean, so the
+    next one would not write them. They are written again as they are, through a descriptor
+    that saw no failure, before anything is answered or built upon them.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    try:
+        try:
+            file = os.open(path / DATA_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return  # a store to be made
+        try:
+            shown = os.pread(file, META_BYTES, 0)
+            if os.pwrite(file, shown, 0) != len(shown):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            os.fsync(file)
+        finally:
+            os.close(file)
+        sync_directory(path)
+        with contextlib.suppress(PermissionError):  # one that may be passed but not read
+            sync_directory(path.parent)
+    except OSError as error:
+        raise translate_os(error, path, "cannot be made durable") from error
 
 
 def sync_file(path: Path) -> None:

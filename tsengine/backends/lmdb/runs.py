@@ -197,6 +197,17 @@ class State:
     deletes: int = 0
     series: int = 0
 
+    def beyond(self, taken: State) -> State:
+        """Give these with the counters that number things no lower than those taken."""
+        return replace(
+            self,
+            version=max(self.version, taken.version),
+            sequence=max(self.sequence, taken.sequence),
+            next_run=max(self.next_run, taken.next_run),
+            next_series=max(self.next_series, taken.next_series),
+            catalogue_epoch=max(self.catalogue_epoch, taken.catalogue_epoch),
+        )
+
     def save(self, transaction: lmdb.Transaction, table: Table) -> None:
         """Write the row."""
         row = _STATE.pack(
@@ -230,13 +241,13 @@ class Manifest:
     """What a store holds at one moment; immutable, so that a reader has it for nothing.
 
     Attributes:
-        transaction_id: the LMDB commit that it was read from or made by.
+        moment: what `Environment.moment` says of a transaction that sees it.
         state: the counters.
         runs: in order of commit.
         deletes: in order of commit; those that still hide rows of some run.
     """
 
-    transaction_id: int = 0
+    moment: int = 0
     state: State = field(default_factory=State)
     runs: tuple[Run, ...] = ()
     deletes: tuple[DeleteEvent, ...] = ()
@@ -251,8 +262,9 @@ class Manifest:
         """Give the next manifest, without the deletes that hide nothing any more."""
         deletes = self.deletes if deletes is None else deletes
         deletes = tuple(delete for delete in deletes if any(map(delete.touches, runs)))
-        state = replace(state, version=self.state.version + 1, runs=len(runs), deletes=len(deletes))
-        return Manifest(self.transaction_id, state, tuple(runs), deletes)
+        version = max(self.state.version, state.version) + 1
+        state = replace(state, version=version, runs=len(runs), deletes=len(deletes))
+        return Manifest(self.moment, state, tuple(runs), deletes)
 
     def save(
         self, transaction: lmdb.Transaction, tables: Mapping[str, Table], before: Manifest
@@ -278,7 +290,9 @@ class Manifest:
         self.state.save(transaction, tables[META])
 
     @classmethod
-    def load(cls, transaction: lmdb.Transaction, tables: Mapping[str, Table]) -> Manifest:
+    def load(
+        cls, transaction: lmdb.Transaction, tables: Mapping[str, Table], moment: int
+    ) -> Manifest:
         """Read the manifest of the moment that a transaction sees.
 
         Raises:
@@ -296,7 +310,7 @@ class Manifest:
                 f"{state.runs} and {state.deletes}"
             )
         runs.sort(key=lambda run: run.sequence_last)
-        return cls(transaction.id(), state, tuple(runs), tuple(deletes))
+        return cls(moment, state, tuple(runs), tuple(deletes))
 
 
 class Pins:

@@ -119,12 +119,14 @@ class Store:
             self.sweeper = Sweeper(
                 self.environment, self.catalogue, self.pins, clock_ns, settings.snapshot_age_max_ns
             )
-            self.commit_lock = threading.RLock()  # guards _manifest, _is_sure and merging
+            # Guards _manifest, _is_sure, _taken and merging.
+            self.commit_lock = threading.RLock()
             self.merging: set[int] = set()  # numbers of the runs that merges take in
             with self.environment.read() as transaction:
-                self._manifest = Manifest.load(transaction, self.environment.tables)
+                self._manifest = self._load(transaction)
                 self._only_floats = self.catalogue.holds_only_floats(transaction)
             self._is_sure = True  # whether _manifest is what the last commit left
+            self._taken = State()  # counters used that no commit has written down for sure
             self._seen = self._manifest  # what some reader saw last; whose does not matter
             self._retention_clock = ForwardClock(clock_ns, self._manifest.state.last_write_ns)
         except BaseException:
@@ -155,20 +157,26 @@ class Store:
         In the writing process it is nearly always at hand; elsewhere, and between a commit
         and its publishing here, it is read.
         """
-        transaction_id = transaction.id()
+        moment = self.environment.moment(transaction)
         manifest, seen = self._manifest, self._seen
-        if manifest.transaction_id == transaction_id:
+        if manifest.moment == moment and not self.settings.read_only:
             return manifest
-        if seen.transaction_id != transaction_id:
+        if seen.moment != moment or self.settings.read_only:
             version = State.load(transaction, self.environment.tables[META]).version
             if version in (seen.state.version, manifest.state.version):
-                # Only blocks of a merge were added: what is at hand is still true.
+                # Only blocks of a merge were added: what is at hand is still true. By the
+                # version and not by the moment alone: a writer elsewhere whose disk fails may
+                # take a commit back, and its number comes again.
                 known = seen if version == seen.state.version else manifest
-                seen = replace(known, transaction_id=transaction_id)
+                seen = replace(known, moment=moment)
             else:
-                seen = Manifest.load(transaction, self.environment.tables)
+                seen = self._load(transaction)
             self._seen = seen  # never _manifest, which belongs to the writer
         return seen
+
+    def _load(self, transaction: lmdb.Transaction) -> Manifest:
+        moment = self.environment.moment(transaction)
+        return Manifest.load(transaction, self.environment.tables, moment)
 
     @contextlib.contextmanager
     def pinned(self, first: Callable[[lmdb.Transaction], T]) -> Iterator[tuple[Manifest, T]]:
@@ -207,7 +215,7 @@ class Store:
         Raises:
             SnapshotExpiredError: some are not.
         """
-        if not self.settings.read_only or manifest.transaction_id == transaction.id():
+        if not self.settings.read_only or manifest.moment == self.environment.moment(transaction):
             return
         tables = self.environment.tables
         for run in manifest.runs:
@@ -257,15 +265,21 @@ class Store:
         return self._only_floats and self._is_sure
 
     def _reload(self) -> None:
-        reserved = self._manifest.state.next_run
         with self.environment.read() as transaction:
-            manifest = Manifest.load(transaction, self.environment.tables)
-            # A merge under way may have a number that no commit has written down yet.
-            state = replace(manifest.state, next_run=max(manifest.state.next_run, reserved))
-            self._manifest = replace(manifest, state=state)
+            self._manifest = self._load(transaction)
             self._only_floats = self.catalogue.holds_only_floats(transaction)
         self.catalogue.cache = NumberCache(self._manifest.state.catalogue_epoch)
         self._is_sure = True
+
+    @property
+    def counters(self) -> State:
+        """The counters that the next commit goes on from; `commit_lock` is held.
+
+        Those of a commit that failed are not used again: it may have been seen for a moment
+        before it was taken back, and caches here and elsewhere go by numbers. Nor are those
+        that merges under way have.
+        """
+        return self.manifest.state.beyond(self._taken)
 
     def numbers(self) -> NumberCache:
         """The cache of series numbers of the newest manifest, in the writing process."""
@@ -286,14 +300,15 @@ class Store:
             if work is not None:
                 work(transaction)
             manifest.save(transaction, self.environment.tables, before)
-            return int(transaction.id())
+            return self.environment.moment(transaction)
 
         try:
-            transaction_id = self.environment.write(write)
-            self._manifest = replace(manifest, transaction_id=transaction_id)
+            moment = self.environment.write(write)
+            self._manifest = replace(manifest, moment=moment)
         except BaseException:  # an interrupt may come between the two as well
             self._is_sure = False
             self.sweeper.distrust()
+            self._taken = manifest.state.beyond(self._taken)
             raise
 
     def reserve_run(self) -> int:
@@ -301,9 +316,8 @@ class Store:
 
         The next commit writes down that it is taken, the merge's own first one at the latest.
         """
-        manifest = self.manifest
-        number = manifest.state.next_run
-        self._manifest = replace(manifest, state=replace(manifest.state, next_run=number + 1))
+        number = self.counters.next_run
+        self._taken = replace(self._taken, next_run=number + 1)
         return number
 
     def add_run(
@@ -327,7 +341,7 @@ class Store:
             Whether that may have made a merge due.
         """
         before = self.manifest
-        state = before.state
+        state = self.counters
         number, sequence = state.next_run, state.sequence + 1
         first_sequence = sequence
         totals = Totals()
@@ -359,13 +373,14 @@ class Store:
             last_write_ns=now_ns,
             series=state.series + created,
         )
+        first_series = state.next_series - created
         retired = [Retired(tail.number, state.version, now_ns) for tail in tails]
         unread = self.sweeper.take_tails()
         registered: dict[ValueKind, range] = {}
 
         def work(transaction: lmdb.Transaction) -> None:
             table = self.environment.tables[BLOCKS]
-            next_series = before.state.next_series
+            next_series = first_series
             for kind, labels in newcomers.items():
                 registered[kind] = self.catalogue.register(transaction, labels, kind, next_series)
                 next_series += len(labels)
@@ -418,7 +433,7 @@ class Store:
             now_ns: nanoseconds since the Unix epoch.
         """
         before = self.manifest
-        state = replace(before.state, sequence=event.sequence)
+        state = replace(self.counters, sequence=event.sequence)
         numbers = event.series.tolist()
         if remove:
             state = replace(
@@ -450,15 +465,8 @@ class Store:
 
     def shrink(self) -> str:
         """Give free space back to the disk; gives why not, or nothing."""
-
-        def reopened(transaction: lmdb.Transaction) -> None:
-            # The transaction numbers of a copied file begin anew.
-            self._manifest = replace(manifest, transaction_id=int(transaction.id()))
-            self._seen = self._manifest
-
         with self.commit_lock:
-            manifest = self.manifest
-            return self.environment.shrink(reopened)
+            return self.environment.shrink()
 
     # Producer marks.
 

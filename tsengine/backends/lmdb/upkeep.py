@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import lmdb
@@ -225,7 +226,9 @@ class Upkeep:
             self._put(transaction, blocks)
 
         with store.commit_lock:
-            store.publish(store.manifest, work)
+            before = store.manifest
+            state = replace(before.state, next_run=store.counters.next_run)
+            store.publish(replace(before, state=state), work)
         merge.is_listed = True
 
     def _finish(self, merge: Merge, blocks: Sequence[tuple[bytes, bytes]]) -> None:
@@ -239,7 +242,7 @@ class Upkeep:
             runs = [run for run in before.runs if run.number not in merged]
             if result is not None:
                 runs.insert(place, result)
-            manifest = before.with_runs(runs, before.state)
+            manifest = before.with_runs(runs, store.counters)
             retired = self._retire(manifest, merge.inputs)
 
             def work(transaction: lmdb.Transaction) -> None:
@@ -272,7 +275,7 @@ class Upkeep:
             if not expired:
                 return
             kept = [run for run in before.runs if run not in expired]
-            manifest = before.with_runs(kept, before.state)
+            manifest = before.with_runs(kept, store.counters)
             retired = self._retire(manifest, expired)
 
             def work(transaction: lmdb.Transaction) -> None:

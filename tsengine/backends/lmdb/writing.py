@@ -60,7 +60,7 @@ def prepare(
     Args:
         store: where they go.
         transaction: a read transaction of the moment of `manifest`.
-        manifest: the newest.
+        manifest: the newest; `commit_lock` is held.
         batches: at most one per kind; each series once, its rows sorted by time.
         retained_from: earlier rows are refused.
 
@@ -71,13 +71,11 @@ def prepare(
     numbered: list[_Numbered] = []
     offenders = _Offenders()
     base = 0
-    next_series = manifest.state.next_series
+    first_series = next_series = store.counters.next_series
     for batch in batches:
         kind = next(kind for kind in ValueKind if batch.values.dtype == kind.dtype)
         with offenders.gathered():
-            numbers, newcomers = _number(
-                store, transaction, batch, kind, base, manifest.state.next_series
-            )
+            numbers, newcomers = _number(store, transaction, batch, kind, base, first_series)
             columns, rows = _by_number(batch, numbers, kind)
             numbered.append(_Numbered(kind, columns, rows, newcomers, base))
         base += len(batch)
@@ -93,7 +91,7 @@ def prepare(
             columns, rows = columns.keep(kept), rows[kept]
         shift = one.kind << KIND_SHIFT
         newcomers, columns = _renumber(
-            newcomers, columns, manifest.state.next_series + shift, next_series + shift
+            newcomers, columns, first_series + shift, next_series + shift
         )
         if len(columns):
             with offenders.gathered():

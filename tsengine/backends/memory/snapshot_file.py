@@ -165,6 +165,7 @@ def write_snapshot(
     Raises:
         StorePathError: the path exists or cannot be written.
         StorageFullError: the disk is full.
+        StorageError: the disk fails.
     """
     target = Path(path)
     if target.is_symlink() or target.exists():
@@ -181,12 +182,18 @@ def write_snapshot(
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
-        _sync_folder(target.parent)
+        try:
+            _sync_folder(target.parent)
+        except OSError:
+            target.unlink()  # it might be gone after a power cut
+            raise
     except FileExistsError:
         raise StorePathError(f"{path!r} exists; a snapshot is written to a new path") from None
     except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(f"no room for the snapshot {path!r}: {error}") from error
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            raise StorageError(f"cannot write the snapshot {path!r}: {error}") from error
         raise StorePathError(f"cannot write the snapshot {path!r}: {error}") from error
 
 
