@@ -37,6 +37,7 @@ from tsengine.model import (
     PointLike,
     ProducerMark,
     WriteReceipt,
+    check_producer,
 )
 from tsengine.options import positive_integer
 
@@ -77,6 +78,7 @@ class WriteBuffer:
 
     Raises:
         UnknownOptionError: `points_max` or `pending_max` make no sense.
+        InvalidDataError: `producer` is no name that a store can keep.
         ConfigurationError: another open buffer on this handler has that producer name.
 
     Thread-safety: any number of threads. After a fork the child's copy is empty and raises
@@ -125,6 +127,8 @@ class WriteBuffer:
                 f"pending_max={pending_max} is less than points_max={points_max}"
             )
         self._handler = handler
+        if producer is not None:
+            check_producer(producer)
         self._forgets_producer = producer is None
         self.producer = f"buffer-{os.urandom(16).hex()}" if producer is None else producer
 

@@ -41,6 +41,8 @@ from tsengine.model import (
     TimestampLike,
     ValueKind,
     WriteReceipt,
+    check_label_text,
+    check_producer,
     kind_of_array,
     timestamp_array,
     timestamp_range,
@@ -187,11 +189,19 @@ class WriteBufferHandler(ABC):
         return None
 
     def high_water(self, producer: str) -> ProducerMark | None:
-        """Give the highest mark committed by a producer, None where there is none."""
+        """Give the highest mark committed by a producer, None where there is none.
+
+        Raises:
+            InvalidDataError: no producer can have that name.
+        """
         return None
 
     def forget_producer(self, producer: str) -> None:
-        """Drop the mark of a producer that is done for good."""
+        """Drop the mark of a producer that is done for good.
+
+        Raises:
+            InvalidDataError: no producer can have that name.
+        """
         return
 
 
@@ -500,7 +510,12 @@ class Engine(WriteBufferHandler):
         return sorted({name for labels in self.series() for name in labels})
 
     def label_values(self, name: str) -> list[str]:
-        """Give the values of one label over all series, sorted."""
+        """Give the values of one label over all series, sorted.
+
+        Raises:
+            LabelsError: no label can have that name.
+        """
+        check_label_text(name, "name")
         return sorted({labels[name] for labels in self.series() if name in labels})
 
     # Upkeep.
@@ -544,6 +559,7 @@ class Engine(WriteBufferHandler):
         """Give the highest mark committed by a producer, None where there is none.
 
         Raises:
+            InvalidDataError: no producer can have that name.
             UnsupportedError: the backend does not declare `PRODUCER_MARKS`.
         """
         self._check_open()
@@ -584,6 +600,7 @@ class Engine(WriteBufferHandler):
         staging = self._take_staging()  # first, as it is consumed whatever happens
         if mark is not None:
             self.require(Capability.PRODUCER_MARKS)
+            check_producer(mark.producer)
         self._check_open()
         if staging is None:
             self._check_writable()

@@ -11,6 +11,7 @@ Nothing here knows of an engine.
 """
 
 from tsengine.model.batches import (
+    PRODUCER_LENGTH_MAX,
     DataPoint,
     GroupedBatch,
     Int64Array,
@@ -18,8 +19,9 @@ from tsengine.model.batches import (
     ProducerMark,
     SeriesBatch,
     WriteReceipt,
+    check_producer,
 )
-from tsengine.model.labels import LABELS_BYTES_MAX, METRIC_NAME, Labels
+from tsengine.model.labels import LABELS_BYTES_MAX, METRIC_NAME, Labels, check_label_text
 from tsengine.model.rules import ForwardClock, PointRules
 from tsengine.model.time import (
     INT64_MAX,
@@ -52,6 +54,7 @@ __all__ = [
     "METRIC_NAME",
     "OBJECT_BYTES_MAX",
     "OBJECT_DEPTH_MAX",
+    "PRODUCER_LENGTH_MAX",
     "RANGE_END_MAX",
     "DataPoint",
     "DurationLike",
@@ -68,6 +71,8 @@ __all__ = [
     "ValueArray",
     "ValueKind",
     "WriteReceipt",
+    "check_label_text",
+    "check_producer",
     "duration",
     "fit_array",
     "fit_value",

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from tsengine.errors import InvalidDataError
 from tsengine.model.labels import Labels
 from tsengine.model.time import TimestampLike
 from tsengine.model.values import Value, ValueArray
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+
+PRODUCER_LENGTH_MAX: Final = 1_024
+"""Most characters of a producer's name: host, path and process of a program, and room."""
+
+_NEVER_STORED: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class DataPoint(NamedTuple):
@@ -107,6 +115,24 @@ class WriteReceipt:
     evicted: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     indices: tuple[int, ...] = ()
+
+
+def check_producer(producer: object) -> None:
+    """Check the name of a producer: what every backend can keep.
+
+    Raises:
+        InvalidDataError: it is not text, empty, longer than `PRODUCER_LENGTH_MAX`, or holds a NUL
+            or a lone surrogate.
+    """
+    if (
+        not isinstance(producer, str)
+        or not 0 < len(producer) <= PRODUCER_LENGTH_MAX
+        or _NEVER_STORED.search(producer)
+    ):
+        raise InvalidDataError(
+            f"a producer is named by 1 to {PRODUCER_LENGTH_MAX} characters without NUL and lone "
+            f"surrogates, not by {reprlib.repr(producer)}"
+        )
 
 
 class ProducerMark(NamedTuple):

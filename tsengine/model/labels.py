@@ -82,8 +82,8 @@ class Labels(Mapping[str, str]):
                 f"of type {type(first).__name__}"
             )
         for name, value in named.items():
-            _check_text(name, "name", named)
-            _check_text(value, f"value of {name!r}", named)
+            check_label_text(name, "name", named)
+            check_label_text(value, f"value of {name!r}", named)
         return cls.of_sorted(tuple(text for name in sorted(named) for text in (name, named[name])))
 
     @classmethod
@@ -171,11 +171,22 @@ _intern_lock = threading.Lock()
 """Guards the step from "not interned" to "interned", so that two threads get one object."""
 
 
-def _check_text(text: object, what: str, named: Mapping[str, str]) -> None:
+def check_label_text(text: object, what: str, named: Mapping[str, str] | None = None) -> None:
+    """Check what is to be a label name or value.
+
+    Args:
+        text: the name or value.
+        what: how a message calls it.
+        named: the labels it belongs to, for a message.
+
+    Raises:
+        LabelsError: it is not text, empty, or holds a NUL or a lone surrogate.
+    """
     if not isinstance(text, str):
         raise LabelsError(f"label {what} must be text, not {text!r} of type {type(text).__name__}")
     if not text:
-        raise LabelsError(f"label {what} is empty in {dict(named)!r}; leave the label out")
+        where = "" if named is None else f" in {dict(named)!r}; leave the label out"
+        raise LabelsError(f"label {what} is empty{where}")
     if "\0" in text:
         raise LabelsError(f"label {what} holds a NUL character: {text[:80]!r}")
     if not text.isascii():

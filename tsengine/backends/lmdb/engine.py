@@ -42,6 +42,8 @@ from tsengine.model import (
     Value,
     ValueKind,
     WriteReceipt,
+    check_label_text,
+    check_producer,
     timestamp_range,
     unpack_object,
 )
@@ -272,17 +274,20 @@ class LmdbEngine(Engine):
 
     def label_values(self, name: str) -> list[str]:
         self._check_open()
+        check_label_text(name, "name")
         with self._store.environment.read() as transaction:
             return self._store.catalogue.label_values(transaction, name)
 
     def high_water(self, producer: str) -> ProducerMark | None:
         self._check_open()
+        check_producer(producer)
         with self._store.environment.read() as transaction:
             known = self._store.mark(transaction, producer)
         return None if known is None else known[0]
 
     def forget_producer(self, producer: str) -> None:
         self._check_writable()
+        check_producer(producer)
         self._store.forget_mark(producer)
 
     def compact(self) -> CompactReport:

@@ -29,6 +29,8 @@ from tsengine.model import (
     TimestampLike,
     ValueKind,
     WriteReceipt,
+    check_label_text,
+    check_producer,
     timestamp_range,
 )
 from tsengine.options import STORE_OPTIONS, StoreOptions, optional, positive_integer
@@ -210,6 +212,7 @@ class MemoryEngine(Engine):
     def label_values(self, name: str) -> list[str]:
         with self._lock:
             self._check_open()
+            check_label_text(name, "name")
             return self._store.catalogue.label_values(name)
 
     def compact(self) -> CompactReport:
@@ -247,12 +250,14 @@ class MemoryEngine(Engine):
     def high_water(self, producer: str) -> ProducerMark | None:
         with self._lock:
             self._check_open()
+            check_producer(producer)
             known = self._marks.get(producer)
             return None if known is None else known[0]
 
     def forget_producer(self, producer: str) -> None:
         with self._lock:
             self._check_writable()
+            check_producer(producer)
             self._marks.pop(producer, None)
 
     # The rest.

@@ -19,6 +19,7 @@ from tsengine.testing.conformance.base import (
 )
 from tsengine.testing.conformance.deleting import DeleteConformance
 from tsengine.testing.conformance.handler import HandlerConformance, MarkConformance
+from tsengine.testing.conformance.hostile import HostileConformance
 from tsengine.testing.conformance.isolation import AliasingConformance, ThreadConformance
 from tsengine.testing.conformance.lifecycle import LifecycleConformance
 from tsengine.testing.conformance.limits import CapConformance, RetentionConformance
@@ -38,6 +39,7 @@ __all__ = [
 class EngineConformance(
     WritingConformance,
     BadInputConformance,
+    HostileConformance,
     PolicyConformance,
     DeleteConformance,
     ReadConformance,
