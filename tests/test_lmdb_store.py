@@ -16,8 +16,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from tsengine.backends.lmdb import LmdbEngine, environment, garbage, merge
-from tsengine.backends.lmdb.upkeep import Upkeep
+from tsengine.backends.lmdb import LmdbEngine, environment, garbage, merge, upkeep
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
 from tsengine.errors import (
@@ -268,6 +267,33 @@ def test_background_merging_keeps_up_and_ends_with_close(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_merges")
+def test_writers_wait_for_merging(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing faster than merging goes leaves a bounded number of runs, and little to sweep."""
+    monkeypatch.setattr(merge, "TAIL_ROWS_MAX", 0)
+    monkeypatch.setattr(upkeep, "RUNS_HELD_BACK", 18)
+    monkeypatch.setattr(upkeep, "HOLD_BACK_SECONDS", 60.0)
+    step = upkeep.Upkeep._step
+
+    def slowly(self: upkeep.Upkeep) -> None:
+        with self._stepped:
+            before = self._steps
+        wrote.wait(1)  # a step takes as long as a commit at least
+        wrote.clear()
+        step(self)
+        assert self._steps == before
+
+    wrote = threading.Event()
+    monkeypatch.setattr(upkeep.Upkeep, "_step", slowly)
+    with LmdbEngine(str(path), merging="background") as engine:
+        for number in range(100):
+            engine.write([(A, 1 + number, 1.0)])
+            wrote.set()
+            details = engine.stats().details
+            assert max(details["runs_by_level"].values()) <= 30  # type: ignore[attr-defined]  # a dict
+            assert int(str(details["runs_to_sweep"])) <= 40
+        assert engine.count() == 100
+
+
 def test_a_scan_reads_its_moment_through_merges_and_deletes(path: Path) -> None:
     """A scan begun before merges, sweeps, deletes and compaction gives what was there."""
     with LmdbEngine(str(path), merging="inline") as engine:
@@ -310,11 +336,11 @@ def test_a_merge_cut_short_is_swept_at_the_next_open(
     engine = LmdbEngine(str(path), merging="manual", block_points=16).open()
     commits(engine, 4, rows=50)
     expected = rows_of(engine)
-    upkeep = engine._shared.upkeep  # the crash is made where only the backend can
-    upkeep._begin(lambda manifest: manifest.runs)
+    worker = engine._shared.upkeep  # the crash is made where only the backend can
+    worker._begin(lambda manifest: manifest.runs)
     for _ in range(5):
-        upkeep._step()
-    unfinished = upkeep._merges[0].number
+        worker._step()
+    unfinished = worker._merges[0].number
     engine.close()
     with LmdbEngine(str(path)) as engine:
         engine.compact()
@@ -783,14 +809,14 @@ def test_a_delete_during_a_merge_hides_what_the_merge_writes(path: Path) -> None
     """A delete that is committed while a merge is under way hides the rows of its result."""
     with LmdbEngine(str(path), merging="manual") as engine:
         commits(engine, 4, rows=20)
-        upkeep = engine._shared.upkeep
-        upkeep._begin(lambda manifest: manifest.runs)
-        upkeep._step()
+        worker = engine._shared.upkeep
+        worker._begin(lambda manifest: manifest.runs)
+        worker._step()
         engine.delete(SERIES[3], 10, 60)
         engine.delete(SERIES[4])
         expected = rows_of(engine)
-        while upkeep._merges:
-            upkeep._step()
+        while worker._merges:
+            worker._step()
         assert rows_of(engine) == expected
         engine.write([(SERIES[3], 11, 1.0)])
         assert engine.count(SERIES[3], 10, 60) == 1
@@ -879,17 +905,17 @@ def test_an_interrupted_merge_loses_nothing(
     monkeypatch.setattr(merge, "SMALL_ROWS", 0)
     merging = "inline" if where == "inline" else "manual"
     with LmdbEngine(str(path), merging=merging, block_points=16) as engine:
-        put, calls = Upkeep._put, [0]
+        put, calls = upkeep.Upkeep._put, [0]
 
         def interrupted(
-            self: Upkeep, transaction: lmdb.Transaction, blocks: list[tuple[bytes, bytes]]
+            self: upkeep.Upkeep, transaction: lmdb.Transaction, blocks: list[tuple[bytes, bytes]]
         ) -> None:
             calls[0] += 1
             if calls[0] == 2:
                 raise KeyboardInterrupt
             put(self, transaction, blocks)
 
-        monkeypatch.setattr(Upkeep, "_put", interrupted)
+        monkeypatch.setattr(upkeep.Upkeep, "_put", interrupted)
         for commit in range(12):
             with contextlib.suppress(KeyboardInterrupt):
                 engine.write(
@@ -943,7 +969,7 @@ def test_a_merge_that_fails_is_told_until_it_is_tried_again(
 ) -> None:
     """A failing merge fails no write, stays in stats(), and succeeds after the next commit."""
     with LmdbEngine(str(path), merging="inline") as engine:
-        upkeep = engine._shared.upkeep
+        worker = engine._shared.upkeep
 
         def fails(self: merge.Merge) -> None:
             raise StorageError("no")
@@ -952,7 +978,7 @@ def test_a_merge_that_fails_is_told_until_it_is_tried_again(
             patched.setattr(merge.Merge, "step", fails)
             commits(engine, 4)
             assert "no" in str(engine.stats().details["upkeep_error"])
-            upkeep._guard(upkeep._work_off)
+            worker._guard(worker._work_off)
             assert "no" in str(engine.stats().details["upkeep_error"])
         engine.write([(A, 1, 1.0)])
         assert engine.stats().details["upkeep_error"] is None

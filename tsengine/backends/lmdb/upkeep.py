@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -16,7 +17,7 @@ import lmdb
 
 from tsengine.backends.lmdb.garbage import Garbage
 from tsengine.backends.lmdb.layout import BLOCKS, RETIRED, pack_u64
-from tsengine.backends.lmdb.merge import RUNS_DUE, Merge, plan
+from tsengine.backends.lmdb.merge import RUNS_DUE, RUNS_MERGED, Merge, plan
 from tsengine.backends.lmdb.runs import Manifest, Retired, Run
 from tsengine.backends.lmdb.store import Store
 from tsengine.errors import NotOpenError
@@ -26,6 +27,12 @@ logger = logging.getLogger(__name__)
 SWEEP_POLL_SECONDS: Final = 1.0
 """How often runs are looked at that a reader still pins."""
 
+
+RUNS_HELD_BACK: Final = 32
+"""Runs of one level from which writers wait for merging: twice of what makes a merge due."""
+
+HOLD_BACK_SECONDS: Final = 0.5
+"""Longest that a write waits for merging."""
 
 RETENTION_POLL_SECONDS: Final = 60.0
 """How often a store with retention is looked at that nobody writes to."""
@@ -45,6 +52,8 @@ class Upkeep:
         self._garbage = Garbage(store.environment, store.reader, store.retained_from)
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._stepped = threading.Condition(threading.Lock())  # guards _steps
+        self._steps = 0
         self._thread: threading.Thread | None = None
         self._is_paused = False  # merging, from a failure to the next commit
         self.error: Exception | None = None
@@ -59,6 +68,7 @@ class Upkeep:
         """End the thread; a merge under way is dropped and swept at the next open."""
         self._closing.set()
         self._wake.set()
+        self._tell()
         if self._thread is not None:
             self._thread.join()
 
@@ -76,6 +86,25 @@ class Upkeep:
             self._guard(self._work_off)
         else:
             self._wake.set()
+            if self._thread is not None:
+                self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Keep a writer from running away from merging, without end and at the readers' cost.
+
+        Its commit is done. It waits for as many steps as bring the two to one pace, and no
+        longer than `HOLD_BACK_SECONDS`: a merge that is stuck makes writing slow, not stop.
+        """
+        by_level = Counter(run.level for run in self._store.manifest.runs)
+        owed = max(by_level.values(), default=0) - RUNS_HELD_BACK
+        if owed <= 0:
+            return
+        with self._stepped:
+            due = self._steps + 1 + owed // RUNS_MERGED
+            self._stepped.wait_for(
+                lambda: self._steps >= due or self._is_paused or self._closing.is_set(),
+                HOLD_BACK_SECONDS,
+            )
 
     def merge_all(self) -> None:
         """Merge everything into one run, apply all deletes, and sweep what can be swept."""
@@ -121,13 +150,20 @@ class Upkeep:
             self._is_paused = True
             with self._working:
                 self._drop_merges()
+            self._tell()
         else:
             if not self._is_paused:  # else what failed was only not tried again
                 self.error = None
 
     def _work_on(self) -> None:
         while not self._closing.is_set() and self._work_a_little():
-            pass
+            self._tell()
+
+    def _tell(self) -> None:
+        """Let writers that are held back know of a step."""
+        with self._stepped:
+            self._steps += 1
+            self._stepped.notify_all()
 
     def _work_off(self) -> None:
         with self._working:
@@ -150,6 +186,8 @@ class Upkeep:
                     self._begin(lambda manifest: _still_there(garbage, manifest))
         if self._merges:
             self._step()
+            if self._store.sweeper.owed > RUNS_DUE:
+                self._store.sweeper.sweep()  # or the file would grow for as long as merges are due
             return True
         return self._store.sweeper.sweep()
 
