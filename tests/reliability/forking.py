@@ -73,9 +73,17 @@ class Template:
         """Let the child that waits go on."""
         self._send("go")
 
+    def go_on(self) -> Ended | None:
+        """Let the child go on until it calls `ready` again; gives how it ended if it did."""
+        self.go()
+        answer = self._receive()
+        return None if "ready" in answer else self._ended(answer)
+
     def end(self) -> Ended:
         """Wait for the end of the child."""
-        told: dict[str, Any] = {}
+        return self._ended({})
+
+    def _ended(self, told: dict[str, Any]) -> Ended:
         while "status" not in told:
             told.update(self._receive())
         return Ended(**told)

@@ -27,6 +27,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -35,11 +36,12 @@ _PR_SET_PTRACER = 0x59616D61  # lets a process trace this one that is not its an
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    spec = importlib.util.spec_from_file_location("victim", sys.argv[1])
+    name = Path(sys.argv[1]).stem
+    spec = importlib.util.spec_from_file_location(name, sys.argv[1])
     assert spec is not None
     assert spec.loader is not None
     victim = importlib.util.module_from_spec(spec)
-    sys.modules["victim"] = victim
+    sys.modules[name] = victim
     spec.loader.exec_module(victim)
     libc = ctypes.CDLL(None)
     while line := sys.stdin.readline():

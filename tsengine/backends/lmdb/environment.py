@@ -53,6 +53,10 @@ keeps the pages of its moment. It takes 0.4 µs, and a system call for each proc
 
 _OTHERS_READ: Final = "another process is reading the store"
 
+REMEDIES_MAX: Final = 8
+"""How often the beginning of a read is mended and tried again: once is enough, unless others
+meanwhile grow the map, take the free slots or meet a failing disk."""
+
 T = TypeVar("T")
 
 Table: TypeAlias = "lmdb._Database"  # LMDB has no public name for it
@@ -376,6 +380,7 @@ class Environment:
                 raise translate(error, self.path) from error
 
     def _begin_read(self, reader: int) -> lmdb.Transaction:
+        remedies = 0
         while True:
             with self._gate_lock:
                 while self._shut:
@@ -386,6 +391,9 @@ class Environment:
                 return self._lmdb.begin(buffers=True)
             except lmdb.Error as error:
                 self._end_read(reader)
+                remedies += 1
+                if remedies > REMEDIES_MAX:
+                    raise translate(error, self.path) from error
                 self._remedy(error)
 
     def _remedy(self, error: lmdb.Error) -> None:
