@@ -16,13 +16,21 @@ from typing import Final, TypeAlias, TypeVar, cast
 import lmdb
 import numpy as np
 
-from tsengine.backends.lmdb.blocks import Header, decode, decode_range, read_header, verify
+from tsengine.backends.lmdb.blocks import (
+    Header,
+    decode,
+    decode_range,
+    place_of,
+    read_header,
+    verify,
+)
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.columns import Columns, combine
 from tsengine.backends.lmdb.environment import Environment
 from tsengine.backends.lmdb.layout import BLOCKS, KIND_SHIFT, block_key, pack_u64, split_block_key
 from tsengine.backends.lmdb.runs import Manifest, Run
 from tsengine.duplicates import DuplicatePolicy, fold
+from tsengine.errors import CorruptionError
 from tsengine.model import INT64_MAX, INT64_MIN, RANGE_END_MAX, Int64Array, ValueArray, ValueKind
 
 RECENT_BYTES_MAX: Final = 64 << 20
@@ -37,7 +45,8 @@ LISTED_SERIES_MAX: Final = 8_192
 ROWS_UNBOUNDED: Final = 1 << 62
 
 VERIFIED_MAX: Final = 1 << 18
-"""Most blocks remembered as verified: 100 bytes each; beyond that, some are verified again."""
+"""Most blocks remembered as verified, and most whose place is: 100 bytes each; beyond that,
+some are verified again."""
 
 Piece: TypeAlias = tuple[Int64Array, ValueArray]
 
@@ -110,6 +119,7 @@ class BlockReader:
         self._mixed: OrderedDict[bytes, Shelf] = OrderedDict()
         self._mixed_bytes = 0
         self._verified: set[bytes] = set()
+        self._places: dict[bytes, int] = {}  # by key of block
         self._lock = threading.Lock()  # guards the three caches where they change
 
     def remember(self, run: int, columns: dict[ValueKind, Columns]) -> None:
@@ -229,17 +239,11 @@ class BlockReader:
         self, cursor: lmdb.Cursor, run: Run, after: bytes | None = None
     ) -> Iterator[tuple[bytes, Columns]]:
         """Iterate over the blocks of a run behind a key, decoded, in order of key."""
-        prefix = pack_u64(run.number)
-        found = cursor.set_range(prefix if after is None else after)
-        if found and after is not None and bytes(cursor.key()) == after:
-            found = cursor.next()
-        while found:
-            key, block = cursor.item()
-            key = bytes(key)
-            if key[:8] != prefix:
-                return
-            yield key, self._decode(key, block, read_header(key, block))
-            found = cursor.next()
+        first = pack_u64(run.number) if after is None else after
+        for key in self._walk(cursor, run, cursor.set_range(first), first):
+            if key != after:
+                block = cursor.value()
+                yield key, self._decode(key, block, read_header(key, block))
 
     def headers(
         self, cursor: lmdb.Cursor, run: Run, after: bytes | None, most: int
@@ -260,7 +264,7 @@ class BlockReader:
 
     def sample(self, cursor: lmdb.Cursor, run: Run, number: int, timestamp: int) -> Columns | None:
         """Give the rows of the block of a run that holds a place or comes before it."""
-        if not _seek(cursor, run, number, timestamp):
+        if not _seek(cursor, block_key(run.number, number, timestamp)):
             return None
         key, block = cursor.item()
         key = bytes(key)
@@ -277,35 +281,35 @@ class BlockReader:
             Its timestamp, and its value as 8 bytes where a header tells it; None where the
             run has no row of the series.
         """
-        if newest:
-            found = _seek(cursor, run, number, INT64_MAX)
-        else:
-            found = _seek(cursor, run, number, INT64_MIN)
-        while found:
-            key, block = cursor.item()
-            run_number, first_series, timestamp = split_block_key(key)
-            if run_number != run.number or first_series > number:
-                return None
-            header = read_header(key, block)
-            if header.segments == 1:
-                if first_series == number:
-                    value = None if header.kind == ValueKind.OBJECT else header.last
-                    if newest:
-                        return header.last_timestamp, value
-                    return timestamp, None if value is None else header.first
-            elif header.last_series >= number:
-                columns = self._decode(bytes(key), block, header)
-                rows = _rows_of(columns, number)
-                if rows is not None:
-                    row = rows[1] - 1 if newest else rows[0]
-                    value = None
-                    if header.kind != ValueKind.OBJECT:
-                        value = columns.values[row : row + 1].tobytes()
-                    return int(columns.timestamps[row]), value
-            if newest:
-                return None
-            found = cursor.next()
-        return None
+        found: tuple[int, bytes | None] | None = None
+        for key in self._from(cursor, run, number, INT64_MAX if newest else INT64_MIN):
+            _, first_series, timestamp = split_block_key(key)
+            if first_series > number:
+                return found
+            shelf = self._mixed.get(key)
+            if shelf is None:
+                block = cursor.value()
+                header = read_header(key, block)
+                if header.segments == 1:
+                    if first_series == number:
+                        is_object = header.kind == ValueKind.OBJECT
+                        if not newest:
+                            return timestamp, None if is_object else header.first
+                        found = header.last_timestamp, None if is_object else header.last
+                    continue
+                if header.last_series < number:
+                    continue
+                shelf = self._shelve(key, block, header)
+            columns = shelf.columns
+            rows = _rows_of(columns, number)
+            if rows is not None:
+                row = rows[1] - 1 if newest else rows[0]
+                is_object = columns.values.dtype == object
+                value = None if is_object else columns.values[row : row + 1].tobytes()
+                found = int(columns.timestamps[row]), value
+                if not newest:
+                    return found
+        return found
 
     def window_edges(
         self, cursor: lmdb.Cursor, manifest: Manifest, number: int, start: int, end: int, rows: int
@@ -319,15 +323,12 @@ class BlockReader:
         for run in manifest.runs:
             if not run.overlaps(start, end):
                 continue
-            found = _seek(cursor, run, number, start)
-            while found:
-                key, block = cursor.item()
-                run_number, first_series, timestamp = split_block_key(key)
-                if run_number != run.number or first_series > number or timestamp >= end:
+            for key in self._from(cursor, run, number, start):
+                _, first_series, timestamp = split_block_key(key)
+                if first_series > number or (first_series == number and timestamp >= end):
                     break
                 if first_series == number and timestamp > start:
-                    firsts.append((timestamp, read_header(key, block).rows))
-                found = cursor.next()
+                    firsts.append((timestamp, read_header(key, cursor.value()).rows))
         edges, gathered = [start], 0
         for timestamp, count in sorted(firsts):
             gathered += count
@@ -341,18 +342,13 @@ class BlockReader:
     ) -> list[Piece]:
         """Give the rows that a run has of a series in a range, a piece a block."""
         pieces: list[Piece] = []
-        found = _seek(cursor, run, number, start)
-        while found:
-            key = bytes(cursor.key())
-            run_number, first_series, timestamp = split_block_key(key)
-            if run_number != run.number or first_series > number:
-                break
-            if first_series == number and timestamp >= end:
+        stop = block_key(run.number, number, end) if end <= INT64_MAX else _behind(run, number)
+        for key in self._from(cursor, run, number, start):
+            if key >= stop:
                 break
             piece = self._piece(cursor, key, number, start, end, is_whole)
             if piece is not None:
                 pieces.append(piece)
-            found = cursor.next()
         return pieces
 
     def _piece(
@@ -385,24 +381,57 @@ class BlockReader:
             return
         place = int(numbers.searchsorted(run.series_first))
         while place < len(numbers) and int(numbers[place]) <= run.series_last:
-            found = _seek(cursor, run, int(numbers[place]), INT64_MIN)
-            while found:
-                key, block = cursor.item()
-                run_number, first_series, _ = split_block_key(key)
-                if run_number != run.number:
-                    return
+            for key in self._from(cursor, run, int(numbers[place]), INT64_MIN):
+                block = cursor.value()
                 header = read_header(key, block)
-                ahead = int(numbers.searchsorted(first_series))
+                ahead = int(numbers.searchsorted(split_block_key(key)[1]))
                 if ahead == len(numbers):
                     return
                 if int(numbers[ahead]) <= header.last_series:
-                    yield _only(self._decode(bytes(key), block, header), numbers)
-                elif int(numbers[ahead]) > header.last_series and ahead > place:
+                    yield _only(self._decode(key, block, header), numbers)
+                elif ahead > place:
                     place = ahead
                     break  # a gap: seek the next series instead of walking there
-                found = cursor.next()
             else:
                 return
+
+    def _from(self, cursor: lmdb.Cursor, run: Run, number: int, timestamp: int) -> Iterator[bytes]:
+        """Iterate over the keys of a run's blocks from the one that may hold a row, as `_walk`."""
+        key = block_key(run.number, number, timestamp)
+        return self._walk(cursor, run, _seek(cursor, key), key)
+
+    def _walk(self, cursor: lmdb.Cursor, run: Run, found: bool, start: bytes) -> Iterator[bytes]:
+        """Iterate over the keys of a run's blocks from where the cursor stands, to their end.
+
+        The cursor stands on each. Whoever stops at a block has seen that none is missing
+        before it, since blocks tell their places in the run.
+
+        Raises:
+            CorruptionError: a block is missing, or the header of one is damaged.
+        """
+        number = start[:8]
+        expected = -1
+        while found:
+            key = bytes(cursor.key())
+            if key[:8] != number:
+                break
+            place = self._places.get(key)
+            if place is None:
+                place = place_of(key, cursor.value())
+                if len(self._places) >= VERIFIED_MAX:
+                    self._places.clear()
+                self._places[key] = place
+            if expected < 0 and (place == 0 or key <= start):
+                expected = place
+            if place != expected:
+                break
+            expected += 1
+            yield key
+            found = cursor.next()
+        if expected != run.blocks:
+            raise CorruptionError(
+                f"run {run.number} has lost a block of {run.blocks} from place {max(expected, 0)}"
+            )
 
     def _decode(self, key: bytes, block: bytes | memoryview, header: Header) -> Columns:
         """Verify once, decode, and remember blocks of many series."""
@@ -493,9 +522,8 @@ def _own(column: _Column) -> _Column:
     return column if column.flags.owndata and column.flags.writeable else column.copy()
 
 
-def _seek(cursor: lmdb.Cursor, run: Run, number: int, start: int) -> bool:
+def _seek(cursor: lmdb.Cursor, key: bytes) -> bool:
     """Go to the last block of a run that begins at or before a row, or to its first."""
-    key = block_key(run.number, number, start)
     if not cursor.set_range(key):
         return bool(cursor.last())
     if cursor.key() == key:
@@ -505,6 +533,11 @@ def _seek(cursor: lmdb.Cursor, run: Run, number: int, start: int) -> bool:
     if cursor.key()[:8] == key[:8]:
         return True
     return bool(cursor.next())  # the run begins behind the row
+
+
+def _behind(run: Run, number: int) -> bytes:
+    """Give a key behind all blocks that begin with a series."""
+    return block_key(run.number, number + 1, INT64_MIN)
 
 
 def _rows_of(columns: Columns, number: int) -> tuple[int, int] | None:
