@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -19,11 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import lmdb
+
 from tsengine import Labels, ProducerMark
 from tsengine.backends.lmdb import LmdbEngine
 
 VICTIM = Path(__file__).with_name("damage_victim.py")
 PAGE = 4096
+INDEX = ("with ", "listed with ", "values of ", "label names", "some", "others")
+"""What the questions begin with that the index of labels answers."""
 
 Damage: TypeAlias = tuple[list[tuple[int, str]], int | None]
 """What to write where, as hexadecimal text, and the length that the file is cut to."""
@@ -38,6 +43,7 @@ class Tally:
         told: of how many `check()` told.
         right: how many had right answers only.
         refused: how many had some answer refused by a typed error.
+        unseen: damages of the index that only `check()` told; reading gave less than there is.
         killed: damages that killed a process that had not checked, and by which signal.
         broken: broken promises, in words.
     """
@@ -46,6 +52,7 @@ class Tally:
     told: int = 0
     right: int = 0
     refused: int = 0
+    unseen: int = 0
     killed: list[tuple[Damage, int]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -56,22 +63,28 @@ class Tally:
             "told by check": self.told,
             "right": self.right,
             "refused": self.refused,
+            "index, unseen without check": self.unseen,
             "killed without check": len(self.killed),
             "broken promises": len(self.broken),
         }
 
 
-def make_store(folder: Path) -> Path:
+def make_store(folder: Path, *, is_dense: bool = False) -> Path:
     """Make a small closed store that has something in every table.
 
     A merged run with blocks of one series and of many, raw runs, all kinds of values, labels
     too long for a key, deletes that hide rows, removed series that wait for their sweep, marks.
+
+    Args:
+        folder: where.
+        is_dense: whether the file is a copy without free pages.
     """
     store = folder / "store"
     many = [Labels({"__name__": "cpu", "host": f"h{number}"}) for number in range(12)]
     odd = Labels({"__name__": "cpu", "host": "h1", "note": "n" * 400})
     long = Labels({"host": "h2", "path": "/".join(["folder"] * 90)})
     gone = Labels({"host": "h3", "job": "gone"})
+    folder.mkdir(exist_ok=True)
     with LmdbEngine(str(store), merging="manual", block_points=60) as engine:
         for commit in range(1, 5):
             for place, labels in enumerate(many):
@@ -88,7 +101,9 @@ def make_store(folder: Path) -> Path:
         for producer in ("agent", "p" * 600):
             engine.write_to_buffer((many[0], 9_000 + len(producer), 2.5))
             engine.flush_buffer(ProducerMark(producer, 7, 0))
-    return store
+        if is_dense:
+            engine.snapshot(str(folder / "dense"))
+    return folder / "dense" if is_dense else store
 
 
 def run_damages(store: Path, damages: Sequence[Damage], work: Path, *, fault: str = "") -> Tally:
@@ -130,7 +145,9 @@ def _judge(damage: Damage, result: dict[str, Any], tally: Tally) -> None:
         else:
             tally.killed.append((damage, signal))
         return
-    if result["wrong"]:
+    if told and all(name.startswith(INDEX) for name in result["wrong"]) and result["wrong"]:
+        tally.unseen += 1
+    elif result["wrong"]:
         tally.broken.append(f"{damage}: wrong is {result['wrong'][:4]}; check() said {told!r}")
     elif result["refused"]:
         tally.refused += 1
@@ -149,6 +166,26 @@ def flips(store: Path, count: int | None = None, *, seed: int = 0) -> Iterator[D
     for start in range(0, bits, step):
         bit = min(start + chosen.randrange(step), bits - 1)
         yield [(bit // 8, f"{data[bit // 8] ^ 1 << bit % 8:02x}")], None
+
+
+def key_flips(store: Path, *, seed: int = 0) -> Iterator[Damage]:
+    """Give for each block two single flipped bits of its key."""
+    data = (store / "data.mdb").read_bytes()
+    with lmdb.open(str(store), readonly=True, lock=False, max_dbs=16) as raw, raw.begin() as read:
+        keys = list(read.cursor(raw.open_db(b"blocks", read, create=False)).iternext(values=False))
+    chosen = random.Random(seed)
+    for key in keys:
+        for match in re.finditer(re.escape(key), data):
+            bit = 8 * match.start() + chosen.randrange(8 * len(key))
+            yield [(bit // 8, f"{data[bit // 8] ^ 1 << bit % 8:02x}")], None
+
+
+def header_damages(store: Path) -> Iterator[Damage]:
+    """Give for each page a header that says something else of its kind or of its bounds."""
+    pages = (store / "data.mdb").stat().st_size // PAGE
+    for page in range(2, pages):
+        for offset, packed in ((10, "0100"), (12, "f00f"), (14, "0000"), (8, "ffff0200ffff")):
+            yield [(PAGE * page + offset, packed)], None
 
 
 def mutations(store: Path, count: int, *, seed: int) -> Iterator[Damage]:
@@ -185,7 +222,7 @@ def torture(seed: int, seconds: float, folder: Path) -> dict[str, object]:
     Raises:
         AssertionError: a promise was broken; names the seed and the damages.
     """
-    store = make_store(folder)
+    stores = make_store(folder / "loose"), make_store(folder / "dense", is_dense=True)
     total = Tally()
     started = time.monotonic()
     chosen = random.Random(seed)
@@ -193,12 +230,18 @@ def torture(seed: int, seconds: float, folder: Path) -> dict[str, object]:
     while time.monotonic() - started < seconds:
         turn += 1
         some = chosen.randrange(1 << 32)
-        damages = [*mutations(store, 100, seed=some), *flips(store, 300, seed=some)]
+        store = stores[turn % 2]
+        damages = [
+            *mutations(store, 100, seed=some),
+            *flips(store, 300, seed=some),
+            *key_flips(store, seed=some),
+        ]
         tally = run_damages(store, damages, folder / f"work{turn}")
         total.damages += tally.damages
         total.told += tally.told
         total.right += tally.right
         total.refused += tally.refused
+        total.unseen += tally.unseen
         total.killed += tally.killed
         total.broken += tally.broken
         assert not total.broken, f"seed {seed}: {summary(total.broken)}"

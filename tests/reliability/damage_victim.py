@@ -11,18 +11,22 @@ import os
 import resource
 import signal
 import sys
+import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import lmdb.verify
 import numpy as np
 
 from tsengine import CorruptionError, FormatVersionError
-from tsengine.backends.lmdb import LmdbEngine, catalogue, datafile, reading, runs, store, upkeep
+from tsengine.backends.lmdb import LmdbEngine, catalogue, marks, reading, runs, store, sweeping
 from tsengine.backends.lmdb.files import WRITER_LOCK, Mark, boot
 from tsengine.engine import Engine
 from tsengine.model import SeriesBatch
+from tsengine.selectors import SelectorLike
 
 BATCH = 200
 SECONDS_MAX = 30
@@ -31,46 +35,61 @@ BYTES_MAX = 1 << 30
 TYPED = (CorruptionError, FormatVersionError)
 
 
-def questions(engine: Engine) -> Iterator[tuple[str, Callable[[Engine], object]]]:
+Question: TypeAlias = tuple[str, Callable[[Engine], object]]
+
+
+def questions(engine: Engine) -> Iterator[Question]:
     """Give what is asked of an intact store, by name; names of one series begin with `= `."""
     listed = list(engine.series())
     for labels in listed:
-        yield f"= {labels.id}", lambda asked, one=labels: _digest(asked.query(one))
-        yield f"= {labels.id} early", lambda asked, one=labels: _digest(asked.query(one, 1, 2_000))
+        yield f"= {labels.id}", partial(_rows, labels)
+        yield f"= {labels.id} early", partial(_rows, labels, start=1, end=2_000)
     names = engine.label_names()
-    yield "series", lambda asked: [labels.id for labels in asked.series()]
+    yield "series", partial(_listed, None)
     yield "label names", lambda asked: asked.label_names()
     for name in names:
-        yield f"values of {name}", lambda asked, one=name: asked.label_values(one)
+        yield f"values of {name}", partial(_values, name)
         value = engine.label_values(name)[0]
         chosen = {name: value}
-        yield f"with {name[:20]}", lambda asked, one=chosen: _digest(asked.query(one))
-        yield f"named {name[:20]}", lambda asked, one=chosen: [x.id for x in asked.series(one)]
+        yield f"with {name}", partial(_rows, chosen)
+        yield f"listed with {name}", partial(_listed, chosen)
     yield "all", lambda asked: _digest(asked.scan())
-    yield "some", lambda asked: _digest(asked.query('{host=~"h[1-3]"}', 500, 3_500))
-    yield "others", lambda asked: _digest(asked.query('{host!="h1"}', 1_500))
+    yield "some", partial(_rows, '{host=~"h[1-3]"}', start=500, end=3_500)
+    yield "others", partial(_rows, '{host!="h1"}', start=1_500)
     yield "latest", lambda asked: repr(asked.latest())
     yield "earliest", lambda asked: repr(asked.earliest())
     yield "count", lambda asked: asked.count()
     for producer in ("agent", "other", "p" * 600):
-        yield f"mark {producer[:9]}", lambda asked, one=producer: repr(asked.high_water(one))
+        yield f"mark {producer}", partial(_mark, producer)
     yield "stats", lambda asked: [asked.stats().series, asked.stats().points]
 
 
-def _digest(batches: Any) -> object:
+def _rows(
+    selector: SelectorLike, engine: Engine, *, start: int | None = None, end: int | None = None
+) -> object:
+    return _digest(engine.query(selector, start, end))
+
+
+def _listed(selector: SelectorLike, engine: Engine) -> object:
+    return [labels.id for labels in engine.series(selector)]
+
+
+def _values(name: str, engine: Engine) -> object:
+    return engine.label_values(name)
+
+
+def _mark(producer: str, engine: Engine) -> object:
+    return repr(engine.high_water(producer))
+
+
+def _digest(batches: Iterable[SeriesBatch]) -> object:
     """Tell columns by a checksum, bit for bit."""
-    batch: SeriesBatch
     told = []
     for batch in batches:
         values = np.asarray(batch.values)
         raw = repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
         told.append([batch.labels.id, len(batch), zlib.crc32(batch.timestamps.tobytes() + raw)])
     return told
-
-
-def answers(engine: Engine) -> dict[str, object]:
-    """Ask everything of an intact store."""
-    return {name: ask(engine) for name, ask in questions(engine)}
 
 
 class Victim:
@@ -142,12 +161,22 @@ class Victim:
 def _plant(fault: str) -> None:
     """Make a mistake that the harness must see."""
     if fault == "blocks unverified":
-        reading.verify = lambda key, block, header: None
+        vars(reading)["verify"] = lambda key, block, header: None
     elif fault == "rows unverified":
-        for module in (runs, store, catalogue, upkeep):
-            module.unseal = lambda table, key, value: bytes(value[4:])
+        for module in (runs, store, catalogue, marks, sweeping):
+            vars(module)["unseal"] = lambda table, key, value: bytes(value[4:])
+    elif fault == "places unverified":
+        reading.BlockReader._walk = _walk_blindly  # type: ignore[method-assign]  # planted
     elif fault == "structure unverified":
-        datafile.lmdb.verify.verify = lambda path: []
+        vars(lmdb.verify)["verify"] = lambda path: []
+
+
+def _walk_blindly(
+    self: reading.BlockReader, cursor: lmdb.Cursor, run: runs.Run, found: bool, start: bytes
+) -> Iterator[bytes]:
+    while found and cursor.key()[:8] == start[:8]:
+        yield bytes(cursor.key())
+        found = cursor.next()
 
 
 def main() -> None:
@@ -189,7 +218,7 @@ def _run_batch(victim: Victim, first: int, writer: int) -> None:
         try:
             victim.run(index, tell)
         except BaseException as error:  # noqa: BLE001  # whatever it is, the harness is to know
-            wrong = [f"{type(error).__name__}: {error}"]
+            wrong = ["".join(traceback.format_exception(error)[-6:])]
             tell(index=index, phase="done", told="", wrong=wrong, refused=[], messages=[])
     os._exit(0)
 

@@ -44,6 +44,7 @@ from tsengine.model.values import (
     fit_value,
     kind_of_array,
     pack_object,
+    unpack_bounded,
     unpack_object,
 )
 
@@ -81,5 +82,6 @@ __all__ = [
     "timestamp",
     "timestamp_array",
     "timestamp_range",
+    "unpack_bounded",
     "unpack_object",
 ]

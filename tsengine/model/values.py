@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.errors import BatchShapeError, ValueKindError
+from tsengine.errors import BatchShapeError, CorruptionError, ValueKindError
 from tsengine.model.absent import absent_rows
 from tsengine.model.time import INT64_MAX, INT64_MIN
 
@@ -185,9 +185,51 @@ def pack_object(value: object) -> bytes:
 
 
 def unpack_object(packed: bytes) -> Value:
-    """Give the object value of its MessagePack form."""
-    value: Value = msgpack.unpackb(packed)
+    """Give the object value of its MessagePack form.
+
+    Raises:
+        CorruptionError: it is none that `pack_object` gives; a hostile one takes a few
+            megabytes at most before that is seen.
+    """
+    if len(packed) > OBJECT_BYTES_MAX:
+        raise CorruptionError(f"a value of {len(packed)} bytes is stored, larger than any can be")
+    try:
+        value: Value = msgpack.unpackb(packed, max_ext_len=0)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptionError(f"a stored value is no MessagePack: {error}") from error
     return value
+
+
+def unpack_bounded(packed: bytes, *, containers: int, items: int) -> Any:
+    """Undo MessagePack of a known shape, in bounded memory whatever it says.
+
+    Ten megabytes of empty maps would else become 734 MB before anybody can look at them.
+
+    Args:
+        packed: MessagePack that may come from anybody.
+        containers: most lists and maps that it may have.
+        items: most items that all of them may have.
+
+    Raises:
+        ValueError: it has more, or is no MessagePack.
+    """
+
+    def counted(container: Any) -> Any:
+        nonlocal containers, items
+        containers -= 1
+        items -= len(container)
+        if containers < 0 or items < 0:
+            raise ValueError("it has more parts than it may have")
+        return container
+
+    return msgpack.unpackb(
+        packed,
+        list_hook=counted,
+        object_hook=counted,
+        max_array_len=items,
+        max_map_len=items,
+        max_ext_len=0,
+    )
 
 
 def _fit_integer(value: int, kind: ValueKind) -> Value:

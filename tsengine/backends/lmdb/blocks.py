@@ -17,7 +17,7 @@ import numpy as np
 from pcodec import ChunkConfig, DeltaSpec, standalone
 
 from tsengine.backends.lmdb.columns import Columns
-from tsengine.backends.lmdb.layout import block_key, split_block_key
+from tsengine.backends.lmdb.layout import BLOCK_KEY_BYTES, block_key, split_block_key
 from tsengine.errors import CorruptionError
 from tsengine.model import INT64_MAX, Int64Array, ValueArray, ValueKind
 
@@ -132,7 +132,7 @@ def read_header(key: bytes | memoryview, block: bytes | memoryview) -> Header:
             == len(block)
         ):
             return header
-    raise CorruptionError(f"the header of {describe(key)} is damaged")
+    raise _damaged(key, "has a damaged header")
 
 
 def place_of(key: bytes | memoryview, block: bytes | memoryview) -> int:
@@ -147,7 +147,7 @@ def place_of(key: bytes | memoryview, block: bytes | memoryview) -> int:
         checksum, place = _PLACE.unpack_from(block)
         if checksum == zlib.crc32(block[4:HEADER_BYTES], zlib.crc32(key)):
             return cast("int", place)
-    raise CorruptionError(f"the header of {describe(key)} is damaged")
+    raise _damaged(key, "has a damaged header")
 
 
 def verify(key: bytes | memoryview, block: bytes | memoryview, header: Header) -> None:
@@ -157,15 +157,31 @@ def verify(key: bytes | memoryview, block: bytes | memoryview, header: Header) -
         CorruptionError: names the block and its first series.
     """
     if zlib.crc32(block[HEADER_BYTES:]) != header.body_checksum:
-        raise CorruptionError(f"{describe(key)} fails its checksum")
+        raise _damaged(key, "fails its checksum")
 
 
 def describe(key: bytes | memoryview) -> str:
     """Name a block for a message."""
-    if len(key) != 24:  # three 8-byte numbers
+    if len(key) != BLOCK_KEY_BYTES:
         return f"block {bytes(key).hex()}"
     run, series, timestamp = split_block_key(key)
     return f"the block of run {run}, series number {series}, from timestamp {timestamp}"
+
+
+class BlockError(CorruptionError):
+    """Is raised for a damaged block; its reader adds the labels of the series.
+
+    Attributes:
+        key: of the block.
+    """
+
+    key: bytes = b""
+
+
+def _damaged(key: bytes | memoryview, what: str) -> BlockError:
+    error = BlockError(f"{describe(key)} {what}")
+    error.key = bytes(key)
+    return error
 
 
 class NumberPacker:
@@ -262,7 +278,7 @@ def decode(key: bytes | memoryview, block: bytes | memoryview, header: Header) -
         timestamps = _decode_times(block[segments_end:times_end], header, offsets)
         values = _decode_values(block[times_end:], header, header.rows)
     except _UNDECODABLE as error:
-        raise CorruptionError(f"{describe(key)} does not decode: {error}") from error
+        raise _damaged(key, f"does not decode: {error}") from error
     return Columns(series, offsets, timestamps, values)
 
 
@@ -377,7 +393,7 @@ def _decode_segments(
         series, counts = numbers[:count], numbers[count:]
     offsets = np.zeros(count + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
-    if offsets[-1] != header.rows or counts.min() < 1:
+    if offsets[-1] != header.rows or counts.min() < 1 or counts.max() > header.rows:
         raise ValueError("series and rows do not add up")
     return series, offsets
 
@@ -478,8 +494,8 @@ def _decode_values(part: bytes | memoryview, header: Header, rows: int) -> Value
 def _decode_objects(part: bytes | memoryview, header: Header) -> ValueArray:
     if header.value_encoding == _PACKED:
         (size,) = struct.unpack_from("<Q", part)
-        if size > OBJECT_BLOCK_BYTES_MAX:
-            raise ValueError(f"objects of {size} bytes are too many")
+        if not 8 * header.rows <= size <= OBJECT_BLOCK_BYTES_MAX:
+            raise ValueError(f"{header.rows} objects in {size} bytes are too few or too many")
         inflater = zlib.decompressobj()
         plain = inflater.decompress(part[8:], size)
         if len(plain) != size or inflater.unconsumed_tail:

@@ -20,6 +20,7 @@ import lmdb
 import msgpack
 import numpy as np
 
+from tsengine.backends.lmdb.absence import check_absent
 from tsengine.backends.lmdb.environment import Environment, Table
 from tsengine.backends.lmdb.layout import (
     KIND_SHIFT,
@@ -138,6 +139,14 @@ class Catalogue:
         cache.add(labels, number)
         return number
 
+    def check_absent(self, transaction: lmdb.Transaction, labels: Labels) -> None:
+        """Check that a series was not found because it is not listed, and not for damage.
+
+        Raises:
+            CorruptionError: its row may have been lost.
+        """
+        check_absent(transaction, self._names, NAMES, text_key(labels.id))
+
     def labels(self, transaction: lmdb.Transaction, number: int) -> Labels:
         """Give the labels of a series number.
 
@@ -229,6 +238,8 @@ class Catalogue:
         """Give the numbers of the matching series, int64[k], in order of series ID."""
         if selector.exact is not None:
             number = self.number(transaction, selector.exact, NumberCache(-1))
+            if number is None:
+                self.check_absent(transaction, selector.exact)
             return np.array([] if number is None else [number], np.int64)
         matching = self._matching(transaction, selector.matchers)
         if matching is not None and len(matching) <= SORTED_MAX:
@@ -316,7 +327,7 @@ class Catalogue:
             if not key.startswith(prefix):
                 return
             if key[len(prefix) : len(prefix) + 1] == b"=":
-                yield key[len(prefix) + 1 :].decode(), key
+                yield _text(key[len(prefix) + 1 :]), key
             else:  # a hashed value: its text stands in the labels of any series that has it
                 yield self.labels(transaction, unpack_u64(cursor.value()))[name], key
             found = cursor.next_nodup()
@@ -326,8 +337,8 @@ class Catalogue:
     ) -> tuple[bytes, str]:
         """Give the prefix and the label name of a posting key."""
         if key[:1] == b"=":
-            end = key.index(b"\0")
-            return key[: end + 1], key[1:end].decode()
+            end = key.find(b"\0")
+            return key[: end + 1], _text(key[1:end])
         prefix = key[:34]  # "#", 32 bytes of hash, NUL
         labels = self.labels(transaction, unpack_u64(cursor.value()))
         return prefix, next(name for name in labels if posting_prefix(name) == prefix)
@@ -363,6 +374,13 @@ def _unpack_labels(number: int, row: bytes | memoryview) -> Labels:
         return Labels.of_sorted(flat)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptionError(f"the labels of series number {number} are damaged") from error
+
+
+def _text(part: bytes) -> str:
+    try:
+        return part.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptionError(f"the index has a damaged label {part!r}") from error
 
 
 def _cost(matcher: Matcher) -> int:

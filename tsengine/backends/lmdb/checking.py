@@ -6,8 +6,11 @@ from tsengine.backends.lmdb.blocks import decode, describe, read_header, verify
 from tsengine.backends.lmdb.datafile import verify_structure
 from tsengine.backends.lmdb.layout import (
     BLOCKS,
+    META,
     NAMES,
     POSTINGS,
+    PRODUCERS,
+    REMOVED_SERIES,
     RETIRED,
     SERIES,
     block_key,
@@ -18,8 +21,10 @@ from tsengine.backends.lmdb.layout import (
     unpack_u64,
     unseal,
 )
-from tsengine.backends.lmdb.runs import Run
-from tsengine.backends.lmdb.store import Store
+from tsengine.backends.lmdb.marks import unpack_mark
+from tsengine.backends.lmdb.runs import Manifest, Retired, Run
+from tsengine.backends.lmdb.store import OPTIONS_KEY, Store, unpack_options
+from tsengine.backends.lmdb.sweeping import RemovedSeries
 from tsengine.errors import CorruptionError
 from tsengine.model import INT64_MAX, INT64_MIN
 
@@ -38,6 +43,7 @@ def check_store(store: Store) -> None:
         for run in manifest.runs:
             _check_run(store, run)
     _check_no_orphans(store)
+    _check_rows(store)
     _check_catalogue(store)
 
 
@@ -99,6 +105,23 @@ def _check_no_orphans(store: Store) -> None:
             if run not in listed and transaction.get(pack_u64(run), db=tables[RETIRED]) is None:
                 raise CorruptionError(f"run {run} has blocks, and nothing lists it")
             more = cursor.set_range(pack_u64(run + 1))
+
+
+def _check_rows(store: Store) -> None:
+    """Check the rows of the small tables, as one moment has them."""
+    tables = store.environment.tables
+    with store.environment.read() as transaction:
+        Manifest.load(transaction, tables, store.environment.moment(transaction))
+        options = transaction.get(OPTIONS_KEY, db=tables[META])
+        unpack_options(None if options is None else bytes(options), store.environment.path)
+        for key, row in transaction.cursor(tables[PRODUCERS]):
+            unpack_mark(bytes(key), row)
+        for key, row in transaction.cursor(tables[RETIRED]):
+            number = unpack_u64(key)
+            if number & REMOVED_SERIES:
+                RemovedSeries.unpack(number, row)
+            else:
+                Retired.unpack(number, row)
 
 
 def _check_catalogue(store: Store) -> None:

@@ -29,7 +29,13 @@ from tsengine.backends.lmdb.store import Settings, Store
 from tsengine.backends.lmdb.sweeping import RemovedSeries
 from tsengine.backends.lmdb.writing import prepare
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
-from tsengine.errors import NotOpenError, StorageError, StorageFullError, StorePathError
+from tsengine.errors import (
+    CorruptionError,
+    NotOpenError,
+    StorageError,
+    StorageFullError,
+    StorePathError,
+)
 from tsengine.model import (
     DataPoint,
     GroupedBatch,
@@ -154,7 +160,7 @@ class LmdbEngine(Engine):
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
         store = self._store
-        with store.pinned(lambda transaction: store.catalogue.resolve(transaction, selector)) as (
+        with store.pinned(lambda transaction: self._resolve(transaction, selector)) as (
             manifest,
             numbers,
         ):
@@ -169,7 +175,7 @@ class LmdbEngine(Engine):
     def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
         store = self._store
         start = max(start, store.retained_from())
-        with store.pinned(lambda transaction: store.catalogue.resolve(transaction, selector)) as (
+        with store.pinned(lambda transaction: self._resolve(transaction, selector)) as (
             manifest,
             numbers,
         ):
@@ -181,7 +187,7 @@ class LmdbEngine(Engine):
         with store.commit_lock:
             _ = store.manifest
             with store.environment.read() as transaction:
-                numbers = np.sort(store.catalogue.resolve(transaction, selector))
+                numbers = np.sort(self._resolve(transaction, selector))
             if not len(numbers):
                 return 0
             now = self._clock_ns()
@@ -252,6 +258,8 @@ class LmdbEngine(Engine):
         with store.environment.read() as transaction:
             manifest = store.manifest_of(transaction)
             number = self._number(transaction, manifest, resolved.exact)
+            if number is None:
+                store.catalogue.check_absent(transaction, resolved.exact)
             if number is None or first >= last:
                 return QueryResult(())
             piece = store.reader.read_series(
@@ -370,6 +378,17 @@ class LmdbEngine(Engine):
 
     # Inside.
 
+    def _resolve(self, transaction: lmdb.Transaction, selector: Selector) -> Int64Array:
+        """Give the numbers of the matching series; of all of them, see that none is missing."""
+        numbers = self._store.catalogue.resolve(transaction, selector)
+        if selector.exact is None and not selector.matchers:
+            expected = self._store.manifest_of(transaction).state.series
+            if len(numbers) != expected:
+                raise CorruptionError(
+                    f"{self.location} lists {len(numbers)} series, it should be {expected}"
+                )
+        return numbers
+
     def _number(
         self, transaction: lmdb.Transaction, manifest: Manifest, labels: Labels
     ) -> int | None:
@@ -458,7 +477,7 @@ class LmdbEngine(Engine):
         with store.environment.read() as transaction:
             manifest = store.manifest_of(transaction)
             cursor = transaction.cursor(store.environment.tables[BLOCKS])
-            for number in store.catalogue.resolve(transaction, resolved).tolist():
+            for number in self._resolve(transaction, resolved).tolist():
                 point = self._edge(
                     transaction, cursor, manifest, number, retained_from, newest=newest
                 )
@@ -515,7 +534,10 @@ def _batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:
     timestamps, values = piece
     if kind_of(number) is ValueKind.OBJECT:
         objects = np.empty(len(values), dtype=object)
-        for row, packed in enumerate(values.tolist()):
-            objects[row] = unpack_object(packed)
+        try:
+            for row, packed in enumerate(values.tolist()):
+                objects[row] = unpack_object(packed)
+        except CorruptionError as error:
+            raise CorruptionError(f"{error}; the series is {labels.id}") from error
         values = objects
     return SeriesBatch(labels, timestamps, values)

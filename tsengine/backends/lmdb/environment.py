@@ -90,6 +90,8 @@ class ReadTransaction:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            if isinstance(error, CorruptionError):
+                self._environment.explain(error, self._transaction)
             self._transaction.abort()
         finally:
             self._environment._end_read(id(self))
@@ -126,6 +128,8 @@ class Environment:
     ) -> None:
         self.path = path
         self.read_only = read_only
+        # What can be added to an error, with the transaction in which it was met.
+        self.explain: Callable[[CorruptionError, lmdb.Transaction], None] = lambda *_: None
         self._durable = durable
         self._table_names = tuple(tables)
         self._gate_lock = threading.Lock()  # guards _readers, _shut and _closed

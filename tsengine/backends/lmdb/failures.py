@@ -56,7 +56,11 @@ def translate(error: lmdb.Error, path: Path) -> StorageError:
         return full(path) if _is_full(path) else StorageError(text)
     if _says(error, errno.EACCES) or _says(error, errno.EROFS):
         return StorePathError(text)
-    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadChecksumError)):
+    # LMDB calls a transaction bad in which it met a page that makes no sense.
+    if isinstance(
+        error,
+        (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadChecksumError, lmdb.BadTxnError),
+    ):
         return CorruptionError(text)
     if isinstance(error, (lmdb.VersionMismatchError, lmdb.InvalidError)):
         return FormatVersionError(f"{path} is no LMDB store of this version: {error}")

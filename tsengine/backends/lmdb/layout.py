@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from typing import Final
+from typing import Any, Final
 
 from tsengine.errors import CorruptionError
+from tsengine.model import unpack_bounded
 
 FORMAT_VERSION: Final = 1
 """Raised whenever a store written by this code could be misread by older code."""
@@ -59,13 +60,21 @@ REMOVED_SERIES: Final = 1 << 63
 _SIGN: Final = 1 << 63
 _U64: Final = struct.Struct(">Q")
 _BLOCK_KEY: Final = struct.Struct(">QQQ")
+BLOCK_KEY_BYTES: Final = _BLOCK_KEY.size
 
 pack_u64 = _U64.pack
 
 
 def unpack_u64(key: bytes | memoryview) -> int:
-    """Read the number that `pack_u64` wrote."""
-    number: int = _U64.unpack(key)[0]
+    """Read the number that `pack_u64` wrote.
+
+    Raises:
+        CorruptionError: it has another length.
+    """
+    try:
+        number: int = _U64.unpack(key)[0]
+    except struct.error as error:
+        raise CorruptionError(f"{bytes(key)!r} stands where a number should") from error
     return number
 
 
@@ -93,14 +102,30 @@ def unseal(table: str, key: bytes | memoryview, value: bytes | memoryview) -> by
     return payload
 
 
+def unpack_row(payload: bytes) -> Any:
+    """Undo MessagePack in a row of the small tables.
+
+    Raises:
+        ValueError: it is none, or larger than any such row.
+    """
+    return unpack_bounded(payload, containers=16, items=64)
+
+
 def block_key(run: int, series: int, timestamp: int) -> bytes:
     """Key of the block of a run that begins with a row: sorts by run, series, time."""
     return _BLOCK_KEY.pack(run, series, timestamp + _SIGN)
 
 
 def split_block_key(key: bytes | memoryview) -> tuple[int, int, int]:
-    """Give `(run, series, timestamp)` of a block's first row."""
-    run, series, biased = _BLOCK_KEY.unpack(key)
+    """Give `(run, series, timestamp)` of a block's first row.
+
+    Raises:
+        CorruptionError: it is no key of a block.
+    """
+    try:
+        run, series, biased = _BLOCK_KEY.unpack(key)
+    except struct.error as error:
+        raise CorruptionError(f"{bytes(key)!r} stands where the key of a block should") from error
     return run, series, biased - _SIGN
 
 

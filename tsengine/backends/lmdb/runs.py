@@ -25,6 +25,7 @@ from tsengine.backends.lmdb.layout import (
     RUNS,
     pack_u64,
     seal,
+    unpack_row,
     unpack_u64,
     unseal,
 )
@@ -90,7 +91,10 @@ class Run:
         Raises:
             CorruptionError: it is damaged.
         """
-        return cls(number, *_RUN.unpack(unseal(RUNS, pack_u64(number), row)))
+        plain = unseal(RUNS, pack_u64(number), row)
+        if len(plain) != _RUN.size:
+            raise CorruptionError(f"the manifest row of run {number} has another length")
+        return cls(number, *_RUN.unpack(plain))
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether rows may lie in a time range."""
@@ -138,6 +142,8 @@ class DeleteEvent:
             CorruptionError: it is damaged.
         """
         plain = unseal(DELETES, pack_u64(sequence), row)
+        if len(plain) < 32 or len(plain) % 8:  # two bounds of 16 bytes
+            raise CorruptionError(f"the row of delete {sequence} has an impossible length")
         return cls(
             sequence,
             int.from_bytes(plain[:16], "little", signed=True),
@@ -233,7 +239,10 @@ class State:
         row = transaction.get(STATE_KEY, db=table)
         if row is None:
             raise CorruptionError("the state row of the store is missing")
-        return cls(*_STATE.unpack(unseal(META, STATE_KEY, row)))
+        plain = unseal(META, STATE_KEY, row)
+        if len(plain) != _STATE.size:
+            raise CorruptionError("the state row of the store has another length")
+        return cls(*_STATE.unpack(plain))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -369,7 +378,7 @@ class Retired:
         """
         plain = unseal(RETIRED, pack_u64(number), row)
         try:
-            version, at_ns = msgpack.unpackb(plain)
+            version, at_ns = unpack_row(plain)
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"the row of retired run {number} is damaged") from error
         return cls(number, version, at_ns)

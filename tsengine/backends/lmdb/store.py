@@ -15,13 +15,14 @@ from typing import Final, TypeVar
 
 import lmdb
 import msgpack
-import numpy as np
 
-from tsengine.backends.lmdb.blocks import encode, split_raw
+from tsengine.backends.lmdb.absence import check_absent
+from tsengine.backends.lmdb.blocks import BlockError, encode, split_raw
 from tsengine.backends.lmdb.catalogue import Catalogue, NumberCache
 from tsengine.backends.lmdb.columns import Columns, combine
 from tsengine.backends.lmdb.environment import Environment
 from tsengine.backends.lmdb.layout import (
+    BLOCK_KEY_BYTES,
     BLOCKS,
     FORMAT_VERSION,
     META,
@@ -32,9 +33,12 @@ from tsengine.backends.lmdb.layout import (
     TABLES,
     pack_u64,
     seal,
+    split_block_key,
     text_key,
+    unpack_row,
     unseal,
 )
+from tsengine.backends.lmdb.marks import pack_mark, unpack_mark
 from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns, split_tails, tail_start
 from tsengine.backends.lmdb.reading import BlockReader
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, Run, State
@@ -114,6 +118,7 @@ class Store:
         try:
             self.options = self._read_options(options, given)
             self.catalogue = Catalogue(self.environment)
+            self.environment.explain = self._name_series
             self.reader = BlockReader(self.environment)
             self.pins = Pins()
             self.sweeper = Sweeper(
@@ -136,6 +141,13 @@ class Store:
     def close(self) -> None:
         """Close the files."""
         self.environment.close()
+
+    def _name_series(self, error: CorruptionError, transaction: lmdb.Transaction) -> None:
+        """Add to the error of a damaged block the labels of the series that it begins with."""
+        if isinstance(error, BlockError) and len(error.key) == BLOCK_KEY_BYTES:
+            with contextlib.suppress(CorruptionError):  # the key itself may be what is damaged
+                labels = self.catalogue.labels(transaction, split_block_key(error.key)[1])
+                error.args = (f"{error}; the series is {labels.id}",)
 
     # Reading.
 
@@ -475,22 +487,15 @@ class Store:
     ) -> tuple[ProducerMark, WriteReceipt] | None:
         """Give the highest mark of a producer, and the receipt of its batch."""
         key = text_key(producer)
-        row = transaction.get(key, db=self.environment.tables[PRODUCERS])
+        table = self.environment.tables[PRODUCERS]
+        row = transaction.get(key, db=table)
         if row is None:
+            check_absent(transaction, table, PRODUCERS, key)
             return None
-        plain = unseal(PRODUCERS, key, row)
-        try:
-            name, sequence, piece, receipt = msgpack.unpackb(plain)
-            submitted, accepted, refused, evicted, reasons, indices = receipt
-        except (ValueError, TypeError) as error:
-            raise CorruptionError(f"the mark of producer {producer!r} is damaged") from error
-        if name != producer:
+        found = unpack_mark(key, row)
+        if found[0].producer != producer:
             raise CorruptionError(f"another producer stands under {producer!r}")
-        rows = tuple(np.frombuffer(indices, np.int64).tolist())
-        return (
-            ProducerMark(name, sequence, piece),
-            WriteReceipt(submitted, accepted, refused, evicted, reasons, rows),
-        )
+        return found
 
     def forget_mark(self, producer: str) -> None:
         """Drop the mark of a producer."""
@@ -503,23 +508,9 @@ class Store:
     def _save_mark(
         self, transaction: lmdb.Transaction, mark: ProducerMark, receipt: WriteReceipt
     ) -> None:
-        row = msgpack.packb(
-            [
-                mark.producer,
-                mark.sequence,
-                mark.piece,
-                [
-                    receipt.submitted,
-                    receipt.accepted,
-                    receipt.refused,
-                    receipt.evicted,
-                    dict(receipt.reasons),
-                    np.array(receipt.indices, np.int64).tobytes(),
-                ],
-            ]
-        )
         key = text_key(mark.producer)
-        transaction.put(key, seal(PRODUCERS, key, row), db=self.environment.tables[PRODUCERS])
+        row = pack_mark(key, mark, receipt)
+        transaction.put(key, row, db=self.environment.tables[PRODUCERS])
 
     def _raw_blocks(
         self, run: int, columns: dict[ValueKind, Columns], totals: Totals
@@ -562,10 +553,19 @@ class Store:
                 f"{path} has format {version.decode(errors='replace')!r}, this version reads "
                 f"{FORMAT_VERSION}; open it with a newer tsengine"
             )
-        packed = unseal(META, OPTIONS_KEY, row or b"")
-        try:
-            stored = StoreOptions.from_dict(msgpack.unpackb(packed))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptionError(f"the options of {path} are damaged") from error
+        stored = unpack_options(row, path)
         stored.check_agreement(options, given, path)
         return stored
+
+
+def unpack_options(row: bytes | None, path: Path) -> StoreOptions:
+    """Read the row of the options of a store.
+
+    Raises:
+        CorruptionError: it is damaged or missing.
+    """
+    packed = unseal(META, OPTIONS_KEY, row or b"")
+    try:
+        return StoreOptions.from_dict(unpack_row(packed))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(f"the options of {path} are damaged") from error

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import lmdb
-import msgpack
 import numpy as np
 
 from tsengine.backends.lmdb.catalogue import Catalogue
@@ -23,6 +22,7 @@ from tsengine.backends.lmdb.layout import (
     REMOVED_SERIES,
     RETIRED,
     pack_u64,
+    unpack_row,
     unpack_u64,
     unseal,
 )
@@ -57,7 +57,7 @@ class RemovedSeries:
         """
         plain = unseal(RETIRED, pack_u64(key), row)
         try:
-            version, at_ns, packed = msgpack.unpackb(plain)
+            version, at_ns, packed = unpack_row(plain)
             numbers = tuple(np.frombuffer(packed, np.int64).tolist())
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"the row of removed series {key} is damaged") from error

@@ -60,6 +60,13 @@ _FRAME_BYTES: Final = 1 << 22
 that payloads stay far below FRAME_BYTES_MAX."""
 
 _FRAME_ROWS: Final = 1 << 16
+FRAME_SERIES_MAX: Final = 1 << 18
+"""Most series of a frame: each counts as 20 bytes at least against `_FRAME_BYTES`."""
+
+FRAME_ITEMS_MAX: Final = 1 << 20
+"""Most names of labels, objects and series of a frame, all together; a name and its value count
+as 16 bytes at least."""
+
 VERSION_FIELD: Final = struct.Struct("<I")
 FRAME_HEAD: Final = struct.Struct("<II")
 COLUMN_DTYPES: Final = {

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import msgpack
 import numpy as np
 
 from tsengine.backends.memory.snapshot_file import (
     COLUMN_DTYPES,
     FRAME_BYTES_MAX,
     FRAME_HEAD,
+    FRAME_ITEMS_MAX,
+    FRAME_SERIES_MAX,
     MAGIC,
     VERSION,
     VERSION_FIELD,
@@ -28,7 +29,15 @@ from tsengine.backends.memory.snapshot_file import (
     StoreHead,
 )
 from tsengine.errors import CorruptionError, FormatVersionError, StorageError, StorePathError
-from tsengine.model import INT64_MAX, Labels, ProducerMark, ValueArray, ValueKind, WriteReceipt
+from tsengine.model import (
+    INT64_MAX,
+    Labels,
+    ProducerMark,
+    ValueArray,
+    ValueKind,
+    WriteReceipt,
+    unpack_bounded,
+)
 
 
 @contextlib.contextmanager
@@ -133,8 +142,9 @@ class _Reader:
         if zlib.crc32(payload) != checksum:
             raise self._damaged("its checksum differs")
         with self._decoding():
-            # The library's own bounds follow from the length of what it is given.
-            name, number, *items = msgpack.unpackb(payload)
+            name, number, *items = unpack_bounded(
+                payload, containers=FRAME_SERIES_MAX + 8, items=FRAME_ITEMS_MAX
+            )
             _expect(number == self._number, f"it has the number {number}")
         self._number += 1
         return name, items
