@@ -519,6 +519,8 @@ def _at_least_one(name: str, value: int) -> int:
 
 def _join(receipts: list[WriteReceipt]) -> WriteReceipt:
     """Make one receipt of those of batches that were committed one after the other."""
+    if len(receipts) == 1:
+        return receipts[0]
     base = 0
     reasons: dict[str, int] = {}
     indices: list[int] = []

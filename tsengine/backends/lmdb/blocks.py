@@ -318,6 +318,9 @@ def decode_range(
 
 def split_raw(kind: ValueKind, columns: Columns, block_points: int) -> list[Columns]:
     """Cut rows into pieces that fit raw blocks."""
+    rows, series = len(columns), len(columns.series)
+    if kind is not ValueKind.OBJECT and rows <= block_points and 16 * (rows + series) < 32_768:
+        return [columns]  # a small commit, in a fraction of the time
     if kind is ValueKind.OBJECT:
         sizes = np.cumsum([32 + len(packed) for packed in columns.values.tolist()])
         cuts = _cut_objects(sizes, block_points)
@@ -555,6 +558,9 @@ def _statistics(kind: ValueKind, values: ValueArray) -> tuple[int, tuple[bytes, 
         total = _sum_integers(cast("Int64Array", values))
         extremes = (values.min().tobytes(), values.max().tobytes())
         return 0, (first, last, *extremes, total.to_bytes(16, "little", signed=True))
+    if len(values) == 1:
+        is_nan = bool(values[0] != values[0])
+        return int(is_nan), (first, first, first, first, _NONE * 2 if is_nan else first + _NONE)
     with np.errstate(invalid="ignore", over="ignore"):
         lowest, nan_count, numbers = values.min(), 0, values
         if lowest != lowest:  # the minimum is NaN where any value is

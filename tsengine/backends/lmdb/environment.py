@@ -24,10 +24,10 @@ from tsengine.backends.lmdb.files import (
     WRITER_LOCK,
     HeldLock,
     Mark,
+    ReadersLock,
     allocate_lock_file,
     boot,
     read_mark,
-    readers_shut_out,
     remove_scratch,
     settle,
     sync_directory,
@@ -144,8 +144,10 @@ class Environment:
         self._is_doubtful = False  # whether what the file shows may not all be on disk
         self._times_opened = 0
         self._lock = HeldLock(path, read_only=read_only)
+        self._readers_lock: ReadersLock | None = None
         try:
             if not read_only:
+                self._readers_lock = ReadersLock(path)
                 remove_scratch(path)
             _inspect(path, read_only=read_only, verify=verify)
             if not read_only:
@@ -159,7 +161,7 @@ class Environment:
                 self._lmdb.close()
                 raise
         except BaseException:
-            self._lock.release()
+            self._release_locks()
             raise
 
     def close(self) -> None:
@@ -170,6 +172,11 @@ class Environment:
                 self._lmdb.close()
             else:
                 self._close_cleanly()
+        self._release_locks()
+
+    def _release_locks(self) -> None:
+        if self._readers_lock is not None:
+            self._readers_lock.close()
         self._lock.release()
 
     def _close_cleanly(self) -> None:
@@ -195,6 +202,8 @@ class Environment:
         that here would end it there; the child then cannot open this path.
         """
         self._lock.abandon()
+        if self._readers_lock is not None:
+            self._readers_lock.close()
         if not self._readers and not self._write_lock.locked():
             self._lmdb.close()
 
@@ -252,10 +261,7 @@ class Environment:
 
     def has_other_processes(self) -> bool:
         """Whether a process that only reads has the store open at this moment."""
-        if self.read_only:
-            return True
-        with readers_shut_out(self.path) as alone:
-            return not alone
+        return self._readers_lock is None or not self._readers_lock.is_free()
 
     def file_bytes(self) -> int:
         """Bytes that the data file takes on disk."""
@@ -284,7 +290,7 @@ class Environment:
             StorageError: the new file could not be written; the old one stands.
         """
         try:
-            if self.has_other_processes():
+            if self._readers_lock is None or not self._readers_lock.is_free():
                 return _OTHERS_READ
             with self._write_lock:  # so that the copy stays what the file holds
                 with self._gate_lock:
@@ -292,7 +298,7 @@ class Environment:
                 self._mend()
                 try:
                     self._copy_to_scratch()
-                    with readers_shut_out(self.path) as alone:
+                    with self._readers_lock.shut_out() as alone:
                         if not alone:
                             return _OTHERS_READ
                         with self._alone():

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,18 +134,41 @@ class HeldLock:
             os.close(lock)
 
 
-@contextlib.contextmanager
-def readers_shut_out(path: Path) -> Iterator[bool]:
-    """Keep processes that only read from opening; gives whether none has the store open.
+class ReadersLock:
+    """The lock that processes which only read share, as the writer sees it.
+
+    Thread-safety: any number of threads.
 
     Raises:
         StorageError: the lock file cannot be opened.
     """
-    lock = _open_lock(path / READERS_LOCK)
-    try:
-        yield _try_lock(lock, fcntl.LOCK_EX, path)
-    finally:
-        _release(lock)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = _open_lock(path / READERS_LOCK)  # open for life: asked at small commits
+        self._mutex = threading.Lock()  # threads of one process would take it for another's
+
+    def is_free(self) -> bool:
+        """Whether no process that only reads has the store open at this moment."""
+        with self.shut_out() as alone:
+            return alone
+
+    @contextlib.contextmanager
+    def shut_out(self) -> Iterator[bool]:
+        """Keep processes that only read from opening; gives whether none has the store open."""
+        with self._mutex:
+            alone = _try_lock(self._lock, fcntl.LOCK_EX, self._path)
+            try:
+                yield alone
+            finally:
+                if alone:
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the lock file, also in a forked child; a second time does nothing."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
 
 def _open_lock(path: Path) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import lmdb
 import msgpack
@@ -178,8 +178,7 @@ class DeleteEvent:
         return hidden if hidden.any() else None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """The counters of a store, one row that every commit rewrites.
 
     Attributes:
@@ -205,8 +204,9 @@ class State:
 
     def beyond(self, taken: State) -> State:
         """Give these with the counters that number things no lower than those taken."""
-        return replace(
-            self,
+        if taken == State():  # as nearly always
+            return self
+        return self._replace(
             version=max(self.version, taken.version),
             sequence=max(self.sequence, taken.sequence),
             next_run=max(self.next_run, taken.next_run),
@@ -216,17 +216,7 @@ class State:
 
     def save(self, transaction: lmdb.Transaction, table: Table) -> None:
         """Write the row."""
-        row = _STATE.pack(
-            self.version,
-            self.sequence,
-            self.next_run,
-            self.next_series,
-            self.catalogue_epoch,
-            self.last_write_ns,
-            self.runs,
-            self.deletes,
-            self.series,
-        )
+        row = _STATE.pack(*self)
         transaction.put(STATE_KEY, seal(META, STATE_KEY, row), db=table)
 
     @classmethod
@@ -272,7 +262,7 @@ class Manifest:
         deletes = self.deletes if deletes is None else deletes
         deletes = tuple(delete for delete in deletes if any(map(delete.touches, runs)))
         version = max(self.state.version, state.version) + 1
-        state = replace(state, version=version, runs=len(runs), deletes=len(deletes))
+        state = state._replace(version=version, runs=len(runs), deletes=len(deletes))
         return Manifest(self.moment, state, tuple(runs), deletes)
 
     def save(

@@ -124,13 +124,15 @@ class Store:
             self.sweeper = Sweeper(
                 self.environment, self.catalogue, self.pins, clock_ns, settings.snapshot_age_max_ns
             )
-            # Guards _manifest, _is_sure, _taken and merging.
+            # Guards _manifest, _is_sure, _taken, _last_mark and merging.
             self.commit_lock = threading.RLock()
             self.merging: set[int] = set()  # numbers of the runs that merges take in
             with self.environment.read() as transaction:
                 self._manifest = self._load(transaction)
                 self._only_floats = self.catalogue.holds_only_floats(transaction)
             self._is_sure = True  # whether _manifest is what the last commit left
+            # The mark committed last, and its receipt: mostly a producer commits many in a row.
+            self._last_mark: tuple[ProducerMark, WriteReceipt] | None = None
             self._taken = State()  # counters used that no commit has written down for sure
             self._seen = self._manifest  # what some reader saw last; whose does not matter
             self._retention_clock = ForwardClock(clock_ns, self._manifest.state.last_write_ns)
@@ -319,6 +321,7 @@ class Store:
             self._manifest = replace(manifest, moment=moment)
         except BaseException:  # an interrupt may come between the two as well
             self._is_sure = False
+            self._last_mark = None
             self.sweeper.distrust()
             self._taken = manifest.state.beyond(self._taken)
             raise
@@ -329,7 +332,7 @@ class Store:
         The next commit writes down that it is taken, the merge's own first one at the latest.
         """
         number = self.counters.next_run
-        self._taken = replace(self._taken, next_run=number + 1)
+        self._taken = self._taken._replace(next_run=number + 1)
         return number
 
     def add_run(
@@ -375,8 +378,7 @@ class Store:
         created = sum(map(len, newcomers.values()))
         if not blocks and not created and mark is None:
             return False  # every point was refused
-        state = replace(
-            state,
+        state = state._replace(
             version=state.version + 1,
             runs=len(runs),
             sequence=sequence,
@@ -410,6 +412,8 @@ class Store:
 
         # No delete hides rows of what comes after it, nor rows of the tails: all deletes stay.
         self.publish(Manifest(0, state, runs, before.deletes), work)
+        if mark is not None:
+            self._last_mark = mark, receipt
         self.sweeper.add_tails(retired)
         if level == 0 and blocks:
             # Copies: the columns may be the caller's own arrays.
@@ -445,11 +449,10 @@ class Store:
             now_ns: nanoseconds since the Unix epoch.
         """
         before = self.manifest
-        state = replace(self.counters, sequence=event.sequence)
+        state = self.counters._replace(sequence=event.sequence)
         numbers = event.series.tolist()
         if remove:
-            state = replace(
-                state,
+            state = state._replace(
                 catalogue_epoch=state.catalogue_epoch + 1,
                 series=state.series - len(numbers),
             )
@@ -486,6 +489,8 @@ class Store:
         self, transaction: lmdb.Transaction, producer: str
     ) -> tuple[ProducerMark, WriteReceipt] | None:
         """Give the highest mark of a producer, and the receipt of its batch."""
+        if self._last_mark is not None and self._last_mark[0].producer == producer:
+            return self._last_mark
         key = text_key(producer)
         table = self.environment.tables[PRODUCERS]
         row = transaction.get(key, db=table)
@@ -499,6 +504,8 @@ class Store:
 
     def forget_mark(self, producer: str) -> None:
         """Drop the mark of a producer."""
+        with self.commit_lock:
+            self._last_mark = None
         self.environment.write(
             lambda transaction: transaction.delete(
                 text_key(producer), db=self.environment.tables[PRODUCERS]

@@ -265,7 +265,7 @@ class Upkeep:
 
         with store.commit_lock:
             before = store.manifest
-            state = replace(before.state, next_run=store.counters.next_run)
+            state = before.state._replace(next_run=store.counters.next_run)
             store.publish(replace(before, state=state), work)
         merge.is_listed = True
 
