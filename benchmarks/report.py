@@ -1,6 +1,6 @@
 """The figures the package is held to, measured beside the peers on one core, as a table.
 
-    python -m benchmarks.report                      all six, some minutes
+    python -m benchmarks.report                      all, some minutes
     python -m benchmarks.report --figures 1,4        some of them
     python -m benchmarks.report --quick              small sizes: does it run?
     python -m benchmarks.report --json figures.json  every round, for comparing programs
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.comparison import Line, say, table
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
+from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
 from benchmarks.machine import Facts, UnfitFolderError, disk_folder, facts, pin
 from benchmarks.peers import single_thread
@@ -31,6 +32,8 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     4: figure_4,
     5: figure_5,
     6: figure_6,
+    7: figure_7,
+    8: figure_8,
 }
 
 

@@ -31,6 +31,8 @@ class Sizes:
         threads: producers on one buffer.
         batch: points of a small batch, ours and theirs.
         opens: fresh processes that open the store.
+        tiny_commits: commits of one point, over all rounds.
+        flushes: flushes of `run_points` whose spread is looked at.
     """
 
     series: int = 1_000
@@ -44,6 +46,8 @@ class Sizes:
     threads: int = 8
     batch: int = 1_000
     opens: int = 9
+    tiny_commits: int = 100_000
+    flushes: int = 400
 
     def quick(self) -> Sizes:
         """Give sizes a tenth or less of these: to see that it runs, not what it measures."""
@@ -54,6 +58,8 @@ class Sizes:
             length=1_000,
             run_points=4_096,
             opens=3,
+            tiny_commits=1_000,
+            flushes=40,
         )
 
 
