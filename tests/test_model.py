@@ -63,9 +63,9 @@ def test_labels_are_let_go() -> None:
     """Interning is weak: labels that nobody holds are gone."""
     import tsengine.model.labels as module
 
-    series_id = Labels("short_lived", host="x").id
+    texts = Labels("short_lived", host="x").texts
     gc.collect()
-    assert series_id not in module._interned
+    assert texts not in module._interned
 
 
 def test_labels_are_immutable() -> None:

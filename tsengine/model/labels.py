@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import weakref
 from collections.abc import ItemsView, Iterator, Mapping
+from itertools import chain
 from typing import Final, NoReturn, final
 
 from tsengine.errors import LabelsError
@@ -19,6 +21,7 @@ within a few pages and a hostile label from filling memory."""
 
 _BARE_METRIC: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
 _BARE_LABEL: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*\Z")
+_ESCAPED: Final = re.compile(r'[\\"\n]')
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
@@ -46,9 +49,10 @@ class Labels(Mapping[str, str]):
     Thread-safety: any number of threads.
     """
 
-    __slots__ = ("__weakref__", "id", "texts")
+    # The ID is made when it is asked for, in a microsecond: kept, it would be a sixth of the
+    # memory that a series takes while it is written to.
+    __slots__ = ("__weakref__", "texts")
 
-    id: str
     texts: tuple[str, ...]
 
     def __new__(cls, first: str | Mapping[str, str] | None = None, /, **labels: str) -> Labels:
@@ -81,10 +85,12 @@ class Labels(Mapping[str, str]):
                 f"labels are a metric name (text) or a mapping of text, not {first!r} "
                 f"of type {type(first).__name__}"
             )
-        for name, value in named.items():
-            check_label_text(name, "name", named)
-            check_label_text(value, f"value of {name!r}", named)
-        return cls.of_sorted(tuple(text for name in sorted(named) for text in (name, named[name])))
+        if not _are_plain(named):
+            for name, value in named.items():
+                check_label_text(name, "name", named)
+                check_label_text(value, f"value of {name!r}", named)
+        # `str.__str__` makes plain text of subclasses, numpy's among them.
+        return cls.of_sorted(tuple(map(str.__str__, chain.from_iterable(sorted(named.items())))))
 
     @classmethod
     def of_sorted(cls, flat: tuple[str, ...]) -> Labels:
@@ -93,25 +99,35 @@ class Labels(Mapping[str, str]):
         Raises:
             LabelsError: the whole is too long.
         """
-        series_id = _series_id(flat)
-        known = _interned.get(series_id)
+        reference = _references.get(flat)
+        known = None if reference is None else reference()
         if known is not None:
             return known
-        if len(series_id) > LABELS_BYTES_MAX // 4:
-            size = len(series_id.encode())
+        length = sum(map(len, flat))
+        if length > _SHORT:
+            size = len(_series_id(flat).encode())
             if size > LABELS_BYTES_MAX:
                 raise LabelsError(
                     f"labels of {size} bytes are too long, at most {LABELS_BYTES_MAX}: "
-                    f"{series_id[:80]!r}…"
+                    f"{_series_id(flat)[:80]!r}…"
                 )
+        else:
+            if len(_texts) > TEXTS_MAX:
+                _texts.clear()
+            flat = tuple(map(_texts.setdefault, flat, flat))
         with _intern_lock:
-            known = _interned.get(series_id)
+            reference = _references.get(flat)
+            known = None if reference is None else reference()
             if known is None:
                 known = object.__new__(cls)
-                object.__setattr__(known, "id", series_id)
                 object.__setattr__(known, "texts", flat)
-                _interned[series_id] = known
+                _interned[flat] = known
             return known
+
+    @property
+    def id(self) -> str:
+        """The series ID: see above."""
+        return _series_id(self.texts)
 
     # Identity is equality, because equal labels are one object: the C functions of `object`.
     __hash__ = object.__hash__
@@ -166,7 +182,19 @@ class Labels(Mapping[str, str]):
         return Labels, (dict(self.items()),)
 
 
-_interned: weakref.WeakValueDictionary[str, Labels] = weakref.WeakValueDictionary()
+_SHORT: Final = LABELS_BYTES_MAX // 7
+"""Characters of names and values up to which the ID cannot be too long: quoted and encoded
+they are at most four times as many bytes, and each pair adds six characters at most."""
+
+TEXTS_MAX: Final = 1 << 14
+"""Names and values that are kept to be shared: those of many series are the same, and yet
+come as new objects out of a format string or a file."""
+
+_texts: dict[str, str] = {}
+_interned: weakref.WeakValueDictionary[tuple[str, ...], Labels] = weakref.WeakValueDictionary()
+_references: dict[tuple[str, ...], weakref.ref[Labels]] = _interned.data  # type: ignore[attr-defined]  # not in its stub
+"""Its plain dict: to look there takes a fifth of the time, and most are looked up in vain."""
+
 _intern_lock = threading.Lock()
 """Guards the step from "not interned" to "interned", so that two threads get one object."""
 
@@ -202,7 +230,52 @@ def _quote(text: str) -> str:
     return '"' + text.translate(_ESCAPES) + '"'
 
 
+def _are_plain(named: Mapping[str, str]) -> bool:
+    """Whether names and values are valid at first sight, as nearly all are."""
+    try:
+        texts = "".join(named) + "".join(named.values())
+    except TypeError:
+        return False
+    return texts.isascii() and "\0" not in texts and "" not in named and all(named.values())
+
+
 def _series_id(flat: tuple[str, ...]) -> str:
+    """Give the ID of labels: by a form that their names have in common, where that does."""
+    values = flat[1::2]
+    form, place = _form(flat[::2])
+    if form is None or _ESCAPED.search("".join(values)):
+        return _quoted_id(flat)
+    if place is not None:
+        if not _is_bare_metric(values[place]):
+            return _quoted_id(flat)
+        if place:
+            values = (values[place], *values[:place], *values[place + 1 :])
+    return form % values
+
+
+@functools.lru_cache(maxsize=1_024)
+def _form(names: tuple[str, ...]) -> tuple[str | None, int | None]:
+    """Give what the IDs of labels with these names are like, and which of them is the metric.
+
+    Returns:
+        A format for the values, that of the metric first; None where names need quotes.
+    """
+    place = names.index(METRIC_NAME) if METRIC_NAME in names else None
+    others = [name for name in names if name != METRIC_NAME]
+    if not all(map(_BARE_LABEL.match, others)):
+        return None, place
+    head = "" if place is None else "%s"
+    if head and not others:
+        return head, place
+    return head + "{" + ",".join(f'{name}="%s"' for name in others) + "}", place
+
+
+@functools.lru_cache(maxsize=1_024)
+def _is_bare_metric(value: str) -> bool:
+    return _BARE_METRIC.match(value) is not None
+
+
+def _quoted_id(flat: tuple[str, ...]) -> str:
     head = ""
     parts: list[str] = []
     for position in range(0, len(flat), 2):
