@@ -124,6 +124,17 @@ class WriteBufferHandler(ABC):
     marks_producers: bool = False
 
     @property
+    def holds_only_floats(self) -> bool:
+        """Whether any series can begin with a float, at this moment, without being asked about.
+
+        The timestamp must not be too early all the same. A handler may always say no.
+
+        Raises:
+            LifecycleError: no point can be written at all.
+        """
+        return False
+
+    @property
     @abstractmethod
     def timestamp_min(self) -> int:
         """The earliest timestamp that is valid, nanoseconds."""
