@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tsengine.backends.lmdb import LmdbEngine, environment, garbage, merge, upkeep
+from tsengine.backends.lmdb.layout import KIND_SHIFT, pack_u64
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
 from tsengine.errors import (
@@ -31,7 +32,7 @@ from tsengine.errors import (
     StorePathError,
     UnknownOptionError,
 )
-from tsengine.model import GroupedBatch, Labels, ProducerMark
+from tsengine.model import GroupedBatch, Labels, ProducerMark, ValueKind
 
 A = Labels("a", host="1")
 SERIES = [Labels("m", host=str(number)) for number in range(20)]
@@ -849,8 +850,9 @@ def test_check_sees_a_damaged_index(path: Path) -> None:
         engine.write([(A, 1, 1.0)])
         environment_ = engine._store.environment
         table = environment_.tables["postings"]
-        environment_.write(lambda transaction: transaction.delete(b"=host\0=1", db=table))
-        with pytest.raises(CorruptionError, match="index lacks 'host'"):
+        row = b"=host\0=1\0" + pack_u64((ValueKind.FLOAT << KIND_SHIFT) + 1)
+        assert environment_.write(lambda transaction: transaction.delete(row, db=table))
+        with pytest.raises(CorruptionError, match="index lacks 1 label"):
             engine.check()
 
 

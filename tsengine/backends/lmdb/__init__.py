@@ -8,7 +8,9 @@ reading.py       from runs to the rows of a series, or of many
 merge.py         folding neighbouring runs
 upkeep.py        merging in the background, sweeping
 checking.py      reading and verifying everything
-catalogue.py     series numbers, labels, inverted index
+catalogue.py     which series there are
+series_rows.py   series numbers and their labels
+postings.py      labels and the numbers of the series that have them
 runs.py          runs, deletes, the manifest, pins
 blocks.py        rows as bytes
 columns.py       rows as arrays

@@ -41,7 +41,6 @@ from tsengine.model import (
     GroupedBatch,
     Int64Array,
     Labels,
-    PointLike,
     ProducerMark,
     SeriesBatch,
     TimestampLike,
@@ -56,10 +55,13 @@ from tsengine.model import (
 from tsengine.options import STORE_OPTIONS, Converter, at_most, choice, positive_integer, seconds
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
-from tsengine.staging import judge_point, receipt_of
+from tsengine.staging import receipt_of
 
 SCAN_ROWS: Final = 1 << 18
 """Rows that one step of a scan holds: 4 MiB of columns."""
+
+LISTED_AT_ONCE: Final = 1 << 10
+"""Series that a listing reads in one transaction: a few milliseconds."""
 
 SHORT_SERIES: Final = 2_000
 """Average rows of a series below which many series are read together, block by block, rather
@@ -164,13 +166,11 @@ class LmdbEngine(Engine):
             manifest,
             numbers,
         ):
-            for start in range(0, len(numbers), SCAN_ROWS):
+            for start in range(0, len(numbers), LISTED_AT_ONCE):
+                some = numbers[start : start + LISTED_AT_ONCE].tolist()
                 with store.environment.read() as transaction:
-                    chunk = [
-                        store.labels(transaction, manifest, number)
-                        for number in numbers[start : start + SCAN_ROWS].tolist()
-                    ]
-                yield from chunk
+                    labels = store.labels_of(transaction, manifest, some, remember=False)
+                yield from labels
 
     def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
         store = self._store
@@ -186,21 +186,21 @@ class LmdbEngine(Engine):
         store = self._store
         with store.commit_lock:
             _ = store.manifest
+            remove = is_unbounded(start, end)
+            if remove:
+                store.index_series()
             with store.environment.read() as transaction:
                 numbers = np.sort(self._resolve(transaction, selector))
             if not len(numbers):
                 return 0
             now = self._clock_ns()
-            remove = is_unbounded(start, end)
             event = DeleteEvent(store.counters.sequence + 1, start, end, numbers)
             store.delete(event, remove=remove, now_ns=now)
             version = store.manifest.state.version
         # Behind the commit lock: upkeep takes its own lock first and that one second.
         if remove:
             store.sweeper.add_series(
-                RemovedSeries(
-                    REMOVED_SERIES | event.sequence, version, now, tuple(numbers.tolist())
-                )
+                RemovedSeries(REMOVED_SERIES | event.sequence, version, now, numbers)
             )
         self._shared.upkeep.after_commit()
         return len(numbers)
@@ -234,13 +234,11 @@ class LmdbEngine(Engine):
 
     # What can be answered better than by the primitives.
 
-    def validate_point(self, point: PointLike) -> DataPoint:
+    @property
+    def holds_only_floats(self) -> bool:
+        """As `WriteBufferHandler` says: it saves a transaction for each new series."""
         self._check_writable()
-        # In a store of floats no float can be of the wrong kind: that saves a transaction for
-        # each new series, which is a third of what it costs to write its first point.
-        is_float = type(point) is DataPoint and type(point.value) is float
-        kind_of = _no_kind if is_float and self._store.only_floats else self._kind
-        return DataPoint(*judge_point(point, self.rules, self.options.duplicate_policy, kind_of))
+        return self._store.only_floats and not self.validates_every_point
 
     def query(
         self,
@@ -416,7 +414,7 @@ class LmdbEngine(Engine):
         store = self._store
         with store.environment.read() as transaction:
             store.check_runs(transaction, manifest)
-            labels = store.labels(transaction, manifest, number)
+            [labels] = store.labels_of(transaction, manifest, (number,))
             cursor = transaction.cursor(store.environment.tables[BLOCKS])
             edges = store.reader.window_edges(cursor, manifest, number, start, end, SCAN_ROWS)
         for first, last in pairwise(edges):
@@ -452,17 +450,14 @@ class LmdbEngine(Engine):
                 for part in parts or ()
                 for place, number in enumerate(part.series.tolist())
             }
-            order = [
-                (number, store.labels(transaction, manifest, number))
-                for number in numbers.tolist()
-                if number in found
-            ]
+            order = [number for number in numbers.tolist() if number in found]
+            names = store.labels_of(transaction, manifest, order, remember=False)
         if parts is None:  # some of them are long after all
             middle = len(numbers) // 2
             yield from self._scan_together(manifest, numbers[:middle], start, end)
             yield from self._scan_together(manifest, numbers[middle:], start, end)
             return
-        for number, labels in order:
+        for number, labels in zip(order, names, strict=True):
             part, place = found[number]
             rows = slice(int(part.offsets[place]), int(part.offsets[place + 1]))
             yield _batch(labels, number, (part.timestamps[rows].copy(), part.values[rows].copy()))
@@ -523,10 +518,6 @@ class LmdbEngine(Engine):
         row = -1 if newest else 0
         batch = _batch(Labels(), number, piece)
         return int(batch.timestamps[row]), batch.values.tolist()[row]
-
-
-def _no_kind(_: Labels) -> ValueKind | None:
-    return None
 
 
 def _batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:

@@ -104,7 +104,7 @@ class Environment:
 
     Args:
         path: the directory, as `files.open_directory` leaves it.
-        tables: names of the tables; those with True hold sorted duplicates.
+        tables: names of the tables.
         read_only: open for reading beside a writer of another process.
         durable: whether a commit is on disk when it returns; otherwise a power cut may
             take the last one (`metasync=False`), never the store.
@@ -120,7 +120,7 @@ class Environment:
     def __init__(
         self,
         path: Path,
-        tables: Iterable[tuple[str, bool]],
+        tables: Iterable[str],
         *,
         read_only: bool,
         durable: bool,
@@ -474,30 +474,25 @@ class Environment:
                 is_new = not transaction.stat()["entries"]
             if is_new and not self.read_only:
                 with self._lmdb.begin(write=True) as transaction:  # all of them or none
-                    for name, duplicates in self._table_names:
-                        self._open_table(name, duplicates, transaction)
+                    for name in self._table_names:
+                        self._open_table(name, transaction)
                 return
-            for name, duplicates in self._table_names:
+            for name in self._table_names:
                 with contextlib.suppress(lmdb.NotFoundError):
-                    self._open_table(name, duplicates, None)
+                    self._open_table(name, None)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
-        missing = [name for name, _ in self._table_names if name not in self.tables]
+        missing = [name for name in self._table_names if name not in self.tables]
         if len(missing) == len(self._table_names):
             raise FormatVersionError(f"{self.path} holds LMDB data that is no tsengine store")
         if missing:
             raise CorruptionError(f"{self.path} has lost its tables {', '.join(missing)}")
 
-    def _open_table(self, name: str, duplicates: bool, creating: lmdb.Transaction | None) -> None:
-        # Not dupfixed as well: LMDB 0.9.36 crashes when it writes a compacted copy of a table
-        # with more fixed-size duplicates of one key than fit a page.
-        create = creating is not None
-        table = self._lmdb.open_db(name.encode(), creating, dupsort=duplicates, create=create)
-        if create:
-            self.tables[name] = table
-            return
-        found = {flag for flag, is_set in table.flags().items() if is_set}
-        if found != ({"dupsort"} if duplicates else set()):
+    def _open_table(self, name: str, creating: lmdb.Transaction | None) -> None:
+        # None holds sorted duplicates: LMDB 0.9.36 crashes when it writes a compacted copy of a
+        # table with more fixed-size ones of one key than fit a page.
+        table = self._lmdb.open_db(name.encode(), creating, create=creating is not None)
+        if any(table.flags().values()):
             raise CorruptionError(f"{self.path} has lost the kind of its table {name!r}")
         self.tables[name] = table
 

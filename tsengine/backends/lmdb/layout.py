@@ -23,27 +23,28 @@ RUNS: Final = "runs"
 DELETES: Final = "deletes"
 RETIRED: Final = "retired"
 SERIES: Final = "series"
+UNINDEXED: Final = "unindexed"
 NAMES: Final = "names"
 POSTINGS: Final = "postings"
 PRODUCERS: Final = "producers"
 
 TABLES: Final = (
-    (META, False),
-    (BLOCKS, False),
-    (RUNS, False),
-    (DELETES, False),
-    (RETIRED, False),
-    (SERIES, False),
-    (NAMES, False),
-    (POSTINGS, True),
-    (PRODUCERS, False),
+    META,
+    BLOCKS,
+    RUNS,
+    DELETES,
+    RETIRED,
+    SERIES,
+    NAMES,
+    POSTINGS,
+    UNINDEXED,
+    PRODUCERS,
 )
-"""Name of each table, and whether it holds sorted duplicates."""
 
 SEAL_BYTES: Final = 4
 """Bytes of the checksum in front of a row's payload."""
 
-SEAL_SEEDS: Final = {name: zlib.crc32(name.encode()) for name, _ in TABLES}
+SEAL_SEEDS: Final = {name: zlib.crc32(name.encode()) for name in TABLES}
 """What the checksum of a row of each table goes on from: `seal` on a hot path may be written
 out as `crc32(payload, crc32(key, SEAL_SEEDS[table]))`, which saves the call."""
 
@@ -81,8 +82,8 @@ def unpack_u64(key: bytes | memoryview) -> int:
 def seal(table: str, key: bytes, payload: bytes) -> bytes:
     """Give the value of a row: a checksum over table, key and payload, then the payload.
 
-    Every row has one but those of `blocks`, which have their own, of `postings`, which are
-    compared with the labels they lead to, and the format version, which any version reads.
+    Every row has one but those of `blocks`, which have their own, and the format version,
+    which any version reads.
     About 0.3 µs.
     """
     checksum = zlib.crc32(payload, zlib.crc32(key, SEAL_SEEDS[table]))
@@ -142,9 +143,10 @@ def text_key(text: str) -> bytes:
 
 
 def posting_key(name: str, value: str) -> bytes:
-    """Key of the series that have a label: the name, NUL, then the value as `text_key` has it.
+    """What the keys of the series that have a label begin with.
 
-    Neither can hold a NUL. A name too long for a key is hashed likewise.
+    That is the name, NUL, then the value as `text_key` has it. Neither can hold
+    a NUL. A name too long for a key is hashed likewise.
     """
     return posting_prefix(name) + text_key_tail(value)
 

@@ -130,6 +130,9 @@ class Store:
             with self.environment.read() as transaction:
                 self._manifest = self._load(transaction)
                 self._only_floats = self.catalogue.holds_only_floats(transaction)
+                self.catalogue.look_for_unindexed(transaction)
+            # Lets one thread at a time index; taken after commit_lock where both are.
+            self._index_lock = threading.Lock()
             self._is_sure = True  # whether _manifest is what the last commit left
             # The mark committed last, and its receipt: mostly a producer commits many in a row.
             self._last_mark: tuple[ProducerMark, WriteReceipt] | None = None
@@ -239,16 +242,23 @@ class Store:
                 if row is None or Retired.unpack(run.number, row).at_ns < 0:
                     raise self._expired()
 
-    def labels(self, transaction: lmdb.Transaction, manifest: Manifest, number: int) -> Labels:
-        """Give the labels of a series of a manifest pinned earlier.
+    def labels_of(
+        self,
+        transaction: lmdb.Transaction,
+        manifest: Manifest,
+        numbers: Sequence[int],
+        *,
+        remember: bool = True,
+    ) -> list[Labels]:
+        """Give the labels of series of a manifest pinned earlier; see `Catalogue.labels_of`.
 
         Raises:
-            SnapshotExpiredError: the series was removed since, and the writer, a process that
+            SnapshotExpiredError: one was removed since, and the writer, a process that
                 does not see this one's pins, has forgotten it.
             CorruptionError: there is no such series, or its row is damaged.
         """
         try:
-            return self.catalogue.labels(transaction, number)
+            return self.catalogue.labels_of(transaction, numbers, remember=remember)
         except CorruptionError:
             epoch = self.manifest_of(transaction).state.catalogue_epoch
             if self.settings.read_only and epoch != manifest.state.catalogue_epoch:
@@ -282,6 +292,7 @@ class Store:
         with self.environment.read() as transaction:
             self._manifest = self._load(transaction)
             self._only_floats = self.catalogue.holds_only_floats(transaction)
+            self.catalogue.look_for_unindexed(transaction)
         self.catalogue.cache = NumberCache(self._manifest.state.catalogue_epoch)
         self._is_sure = True
 
@@ -420,10 +431,10 @@ class Store:
             self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
         for tail in tails:
             self.reader.forget(tail.number)
-        cache = self.numbers()
+        _ = self.numbers()  # of this epoch: what is remembered goes there
         self._only_floats = self._only_floats and newcomers.keys() <= {ValueKind.FLOAT}
         for kind, labels in newcomers.items():
-            cache.add_all(labels, registered[kind])
+            self.catalogue.remember(labels, registered[kind])
         return self.sweeper.is_due or tail_start(runs) != tail_start(before.runs)
 
     def _take_in(
@@ -439,6 +450,21 @@ class Store:
         return {
             kind: combine(parts, self.options.duplicate_policy) for kind, parts in pieces.items()
         }
+
+    def index_series(self) -> None:
+        """Bring series into the searchable tables that commits have left unindexed.
+
+        In steps of some 10 ms, between which other commits have their turn. When it returns,
+        none is left of commits before the call. `commit_lock` may be held.
+        """
+        with self._index_lock:
+            self.catalogue.owes_index = False  # before, as a commit may add some meanwhile
+            try:
+                while self.catalogue.index():
+                    pass
+            except BaseException:
+                self.catalogue.owes_index = True
+                raise
 
     def delete(self, event: DeleteEvent, *, remove: bool, now_ns: int) -> None:
         """Commit a delete; `commit_lock` is held.

@@ -28,6 +28,7 @@ from tsengine.backends.lmdb.layout import (
 )
 from tsengine.backends.lmdb.runs import Pins, Retired
 from tsengine.errors import CorruptionError
+from tsengine.model import Int64Array
 
 SWEEP_BLOCKS: Final = 256
 """Blocks deleted in one transaction: a few milliseconds of work."""
@@ -39,14 +40,14 @@ TAILS_SWEPT: Final = 16
 """Most retired tails that a small commit deletes on its way: more than it retires."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RemovedSeries:
     """Series that were removed, whose labels wait for readers of older moments to end."""
 
     key: int
     version: int
     at_ns: int
-    numbers: tuple[int, ...]
+    numbers: Int64Array
 
     @classmethod
     def unpack(cls, key: int, row: bytes | memoryview) -> RemovedSeries:
@@ -58,7 +59,7 @@ class RemovedSeries:
         plain = unseal(RETIRED, pack_u64(key), row)
         try:
             version, at_ns, packed = unpack_row(plain)
-            numbers = tuple(np.frombuffer(packed, np.int64).tolist())
+            numbers = np.frombuffer(packed, np.int64)
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"the row of removed series {key} is damaged") from error
         return cls(key, version, at_ns, numbers)
@@ -190,11 +191,11 @@ class Sweeper:
         if not runs and not series:
             return False
         done: set[Retired | RemovedSeries] = set()
-        left = RemovedSeries(0, 0, 0, ())
+        left: list[RemovedSeries] = []
 
         def work(transaction: lmdb.Transaction) -> None:
-            nonlocal left
             done.clear()
+            left.clear()
             tables = self._environment.tables
             room = SWEEP_BLOCKS
             for one in runs:
@@ -209,8 +210,9 @@ class Sweeper:
                 done.add(one)
             for removed in series[:1]:
                 self._catalogue.forget(transaction, removed.numbers[:SWEEP_SERIES])
-                left = replace(removed, numbers=removed.numbers[SWEEP_SERIES:])
-                if not left.numbers:
+                if len(removed.numbers) > SWEEP_SERIES:
+                    left.append(replace(removed, numbers=removed.numbers[SWEEP_SERIES:]))
+                else:
                     transaction.delete(pack_u64(removed.key), db=tables[RETIRED])
                 done.add(removed)
 
@@ -219,9 +221,8 @@ class Sweeper:
             self._runs = [one for one in self._runs if one not in done]
             self._tails = deque(one for one in self._tails if one not in done)
             self._series = [one for one in self._series if one not in done]
-            if left.numbers:
-                self._series.append(left)
-        return len(done) < len(runs) + len(series) or bool(left.numbers)
+            self._series += left
+        return len(done) < len(runs) + len(series) or bool(left)
 
     def load(self) -> None:
         """Read what is to be swept: what an earlier life of the store left, or a failure.

@@ -79,6 +79,8 @@ class Upkeep:
             is_due: whether it can have made anything due.
         """
         self._is_paused = False
+        if self._store.catalogue.owes_index:
+            self._guard(self._store.index_series)
         if not is_due:
             return
         if self._store.settings.merging == "inline":

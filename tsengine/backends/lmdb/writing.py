@@ -75,7 +75,9 @@ def prepare(
     for batch in batches:
         kind = next(kind for kind in ValueKind if batch.values.dtype == kind.dtype)
         with offenders.gathered():
-            numbers, newcomers = _number(store, transaction, batch, kind, base, first_series)
+            numbers, newcomers = _number(
+                store, transaction, batch, kind, base, first_series, manifest.state.series
+            )
             columns, rows = _by_number(batch, numbers, kind)
             numbered.append(_Numbered(kind, columns, rows, newcomers, base))
         base += len(batch)
@@ -143,20 +145,24 @@ def _number(
     batch: GroupedBatch,
     kind: ValueKind,
     base: int,
-    next_series: int,
+    first_series: int,
+    listed: int,
 ) -> tuple[Int64Array, list[Labels]]:
     """Give each series of a batch its number: int64[k], and the labels of new ones."""
     cache: NumberCache = store.numbers()
     known = map(cache.numbers.get, batch.labels, repeat(0))
     numbers = np.fromiter(known, np.int64, len(batch.labels))
     newcomers: list[Labels] = []
-    next_number = next_series + (kind << KIND_SHIFT)
-    unknown = np.flatnonzero(numbers == 0).tolist()
-    # Where the cache holds every series of the store, what it does not hold is new.
-    is_complete = bool(unknown) and len(cache.numbers) == store.catalogue.count(transaction)
-    for index in unknown:
+    next_number = first_series + (kind << KIND_SHIFT)
+    unknown = np.flatnonzero(numbers == 0)
+    if len(unknown) and len(cache.numbers) == listed:
+        # The cache holds every series of the store: what it does not hold is new.
+        newcomers = [batch.labels[index] for index in unknown.tolist()]
+        numbers[unknown] = np.arange(next_number, next_number + len(unknown))
+        unknown = unknown[:0]
+    for index in unknown.tolist():
         labels = batch.labels[index]
-        number = None if is_complete else store.catalogue.look_up(transaction, labels, cache)
+        number = store.catalogue.look_up(transaction, labels, cache)
         if number is None:
             number = next_number + len(newcomers)
             newcomers.append(labels)

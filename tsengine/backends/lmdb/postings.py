@@ -1,0 +1,284 @@
+"""Postings: for each label the numbers of the series that have it, packed.
+
+    label name, value, base  ->  numbers of series, as distances from the base, ascending
+
+A label may have many rows. Registering few series goes on with the last row of each of their
+labels; registering many puts a row a label and slice, which needs no look at what is there.
+So the rows of a label may overlap, and a reader sorts where they do.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
+
+import lmdb
+import numpy as np
+
+from tsengine.backends.lmdb.absence import check_absent
+from tsengine.backends.lmdb.environment import Environment, Table
+from tsengine.backends.lmdb.layout import (
+    POSTINGS,
+    pack_u64,
+    posting_prefix,
+    seal,
+    unpack_u64,
+    unseal,
+)
+from tsengine.errors import CorruptionError
+from tsengine.model import Int64Array, Labels
+
+ROW_NUMBERS_MAX: Final = 1_000
+"""Most numbers of a row: with its key it fills one overflow page of LMDB."""
+
+LabelsOf: TypeAlias = Callable[[int], Labels]
+"""Gives the labels of a series number; asked where only they tell what a hash stands for."""
+
+_DISTANCE: Final = np.dtype("<u4")
+_DISTANCE_END: Final = 1 << 32
+_FEW: Final = 16
+"""Numbers up to which a row is packed faster without numpy."""
+
+_PLAIN: Final = ord("=")
+_BASE_BYTES: Final = 8
+_HASH_PART_BYTES: Final = 33
+"""A `#` and a hash of 32 bytes: what stands in a key for a text that is too long for it."""
+
+
+class Postings:
+    """Reads and writes the table in transactions of its callers.
+
+    A label is told by its `posting_key`. Thread-safety: any number of threads.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    @property
+    def _table(self) -> Table:
+        return self._environment.tables[POSTINGS]
+
+    def numbers(self, transaction: lmdb.Transaction, label: bytes) -> Int64Array:
+        """Give the numbers of the series that have a label, ascending."""
+        prefix = label + b"\0"
+        cursor = transaction.cursor(self._table)
+        rows = _Rows()
+        found = cursor.set_range(prefix)
+        while found:
+            key, value = cursor.item()
+            if key[:-_BASE_BYTES] != prefix:
+                break
+            rows.add(key, value)
+            found = cursor.next()
+        # A row whose key was damaged would stand beside the others, or in their place.
+        for edge in (prefix, prefix + b"\xff" * _BASE_BYTES):
+            check_absent(transaction, self._table, POSTINGS, edge)
+        return rows.numbers()
+
+    def matching(
+        self,
+        transaction: lmdb.Transaction,
+        name: str,
+        is_wanted: Callable[[str], bool],
+        texts: LabelsOf,
+    ) -> Int64Array:
+        """Give the numbers of the series whose value of a label is wanted, ascending.
+
+        Args:
+            transaction: any.
+            name: of the label.
+            is_wanted: asked once for each value.
+            texts: as `LabelsOf` says.
+        """
+        rows = _Rows()
+        for value, label, cursor in self._walk(transaction, name, texts):
+            if is_wanted(value):
+                key, packed = cursor.item()
+                prefix = label + b"\0"
+                while key[:-_BASE_BYTES] == prefix:
+                    rows.add(key, packed)
+                    if not cursor.next():
+                        break
+                    key, packed = cursor.item()
+        return rows.numbers()
+
+    def values(self, transaction: lmdb.Transaction, name: str, texts: LabelsOf) -> list[str]:
+        """Give the values that a label has, in no particular order."""
+        return [value for value, _, _ in self._walk(transaction, name, texts)]
+
+    def names(self, transaction: lmdb.Transaction, texts: LabelsOf) -> list[str]:
+        """Give the names of all labels, in no particular order."""
+        cursor = transaction.cursor(self._table)
+        names = []
+        found = cursor.first()
+        while found:
+            key = bytes(cursor.key())
+            unseal(POSTINGS, key, cursor.value())
+            if key[:1] == b"=":
+                prefix = key[: key.index(b"\0") + 1]
+                names.append(prefix[1:-1].decode())
+            else:
+                prefix = key[: _HASH_PART_BYTES + 1]
+                labels = texts(unpack_u64(key[-_BASE_BYTES:]))
+                names.append(next(name for name in labels if posting_prefix(name) == prefix))
+            found = cursor.set_range(prefix[:-1] + b"\1")  # past the NUL that ends the name
+        return names
+
+    def labels(self, transaction: lmdb.Transaction) -> Iterator[tuple[bytes, Int64Array]]:
+        """Iterate over all labels: the key of each, and the numbers that have it, ascending."""
+        label, rows = b"", _Rows()
+        for key, value in transaction.cursor(self._table):
+            if key[: -_BASE_BYTES - 1] != label:
+                if label:
+                    yield label, rows.numbers()
+                label, rows = bytes(key[: -_BASE_BYTES - 1]), _Rows()
+            rows.add(key, value)
+        if label:
+            yield label, rows.numbers()
+
+    def put(self, transaction: lmdb.Transaction, having: Mapping[bytes, Sequence[int]]) -> None:
+        """Add rows for many series at once, a microsecond a label.
+
+        Args:
+            transaction: a write transaction.
+            having: numbers by label, ascending; in no row of the label yet.
+        """
+        rows = []
+        for label in sorted(having):
+            numbers = having[label]
+            if len(numbers) <= _FEW:
+                base = numbers[0]
+                key = label + b"\0" + pack_u64(base)
+                distances = struct.pack(f"<{len(numbers)}I", *[one - base for one in numbers])
+                rows.append((key, seal(POSTINGS, key, distances)))
+            else:
+                rows += _packed(label + b"\0", np.array(numbers, np.int64))
+        transaction.cursor(self._table).putmulti(rows)
+
+    def extend(self, transaction: lmdb.Transaction, having: Mapping[bytes, Sequence[int]]) -> None:
+        """Add series to the rows that their labels have: for few series; as `put` otherwise."""
+        cursor = transaction.cursor(self._table)
+        for label in sorted(having):
+            prefix = label + b"\0"
+            added = np.array(having[label], np.int64)
+            found = _row_before(cursor, prefix, int(added[0]))
+            if found is not None:
+                base, held = found
+                # Where rows overlap is not for here: they are sorted when they are read.
+                if len(held) < ROW_NUMBERS_MAX and int(added[-1]) - base < _DISTANCE_END:
+                    added = np.union1d(held, added)
+            for key, value in _packed(prefix, added):
+                cursor.put(key, value)
+
+    def remove(self, transaction: lmdb.Transaction, having: Mapping[bytes, Sequence[int]]) -> None:
+        """Take series away; as `put` otherwise.
+
+        Raises:
+            CorruptionError: some are not there.
+        """
+        cursor = transaction.cursor(self._table)
+        for label in sorted(having):
+            prefix = label + b"\0"
+            gone = np.array(having[label], np.int64)
+            last = int(gone[-1])
+            # From the last row that can hold them backwards: mostly it is there, but rows
+            # may overlap.
+            while len(gone):
+                found = _row_before(cursor, prefix, last)
+                if found is None:
+                    raise CorruptionError(
+                        f"the index lacks series number {gone[0]} under {label[:80]!r}"
+                    )
+                base, held = found
+                last = base - 1
+                kept = held[~np.isin(held, gone, assume_unique=True)]
+                if len(kept) == len(held):
+                    continue
+                gone = gone[~np.isin(gone, held, assume_unique=True)]
+                cursor.delete()
+                for key, value in _packed(prefix, kept):
+                    cursor.put(key, value)
+
+    def _walk(
+        self, transaction: lmdb.Transaction, name: str, texts: LabelsOf
+    ) -> Iterator[tuple[str, bytes, lmdb.Cursor]]:
+        """Iterate over the values of a label: each with its key, and the cursor at its first row.
+
+        The cursor may be moved on among the rows of that value, and to the first behind them.
+        """
+        prefix = posting_prefix(name)
+        cursor = transaction.cursor(self._table)
+        found = cursor.set_range(prefix)
+        while found:
+            key = bytes(cursor.key())
+            unseal(POSTINGS, key, cursor.value())
+            if not key.startswith(prefix):
+                return
+            begins = len(prefix)
+            if key[begins] == _PLAIN:
+                ends = key.index(b"\0", begins)
+                value = key[begins + 1 : ends].decode()
+            else:  # its text stands in the labels of any series that has it
+                ends = begins + _HASH_PART_BYTES
+                value = texts(unpack_u64(key[-_BASE_BYTES:]))[name]
+            yield value, key[:ends], cursor
+            behind = cursor.key()
+            if behind[: ends + 1] == key[: ends + 1]:
+                found = cursor.next()
+                if found and cursor.key()[: ends + 1] == key[: ends + 1]:
+                    found = cursor.set_range(key[:ends] + b"\1")  # past the NUL behind the value
+            else:
+                found = bool(behind)
+
+
+class _Rows:
+    """Gathers rows, to decode them all at once: with one row a label that halves the time."""
+
+    __slots__ = ("_bases", "_distances")
+
+    def __init__(self) -> None:
+        self._bases: list[bytes] = []
+        self._distances: list[bytes] = []
+
+    def add(self, key: bytes | memoryview, value: bytes | memoryview) -> None:
+        """Take a row.
+
+        Raises:
+            CorruptionError: it is damaged.
+        """
+        self._bases.append(bytes(key[-_BASE_BYTES:]))
+        self._distances.append(unseal(POSTINGS, key, value))
+
+    def numbers(self) -> Int64Array:
+        """Give the numbers of the rows, ascending: int64[n]."""
+        counts = np.fromiter(map(len, self._distances), np.int64) // _DISTANCE.itemsize
+        bases = np.frombuffer(b"".join(self._bases), ">u8").astype(np.int64)
+        numbers: Int64Array = np.repeat(bases, counts)
+        numbers += np.frombuffer(b"".join(self._distances), _DISTANCE)
+        if (numbers[1:] < numbers[:-1]).any():
+            numbers.sort()
+        return numbers
+
+
+def _row_before(cursor: lmdb.Cursor, prefix: bytes, number: int) -> tuple[int, Int64Array] | None:
+    """Go to the last row of a label that begins at or before a number; give it."""
+    found = cursor.set_range(prefix + pack_u64(number + 1))
+    if not (cursor.prev() if found else cursor.last()):
+        return None
+    key, value = cursor.item()
+    if key[:-_BASE_BYTES] != prefix:
+        return None
+    row = _Rows()
+    row.add(key, value)
+    return unpack_u64(key[-_BASE_BYTES:]), row.numbers()
+
+
+def _packed(prefix: bytes, numbers: Int64Array) -> list[tuple[bytes, bytes]]:
+    """Give the rows for ascending numbers of one label."""
+    rows = []
+    for first in range(0, len(numbers), ROW_NUMBERS_MAX):
+        part = numbers[first : first + ROW_NUMBERS_MAX]
+        key = prefix + pack_u64(int(part[0]))
+        rows.append((key, seal(POSTINGS, key, (part - part[0]).astype(_DISTANCE).tobytes())))
+    return rows
