@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tsengine.backends.lmdb import LmdbEngine, environment
+from tsengine.backends.lmdb import LmdbEngine, environment, files
 from tsengine.backends.memory import MemoryEngine
 from tsengine.errors import StoreOptionError, StorePathError
 from tsengine.model import Labels
@@ -288,3 +290,51 @@ def test_closing_one_store_keeps_no_other_waiting(
         closing.result(timeout=100)
         with reopening.result(timeout=100) as again:
             assert again.count() == 1
+
+
+# Read-only media.
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str) -> Iterator[None]:
+    """Mount something on the last of the arguments, or skip the test."""
+    if os.geteuid():
+        pytest.skip("needs root: a file system is mounted read-only")
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", arguments[-1]], check=True)
+
+
+def test_a_store_on_read_only_media_can_be_read(tmp_path: Path) -> None:
+    """A file system that nobody can write needs no locks: stores and snapshots there are read."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=16m", "none", str(disk)):
+        with LmdbEngine(str(disk / "store")) as engine:
+            engine.write([(A, 1, 1.0)])
+            engine.snapshot(str(disk / "snapshot"))
+        (disk / "snapshot" / "lock.mdb").unlink(missing_ok=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for name in ("store", "snapshot"):
+            with LmdbEngine(str(disk / name), read_only=True) as engine:
+                assert engine.count() == 1
+                engine.check()
+                engine.snapshot(str(tmp_path / f"copy of {name}"))
+            with pytest.raises(StorePathError, match="Read-only"):
+                LmdbEngine(str(disk / name)).open()
+
+
+def test_a_mount_that_is_read_only_here_alone_is_refused(tmp_path: Path, path: Path) -> None:
+    """Where a writer may come by another mount, a reader that cannot be seen is refused."""
+    here = tmp_path / "here"
+    here.mkdir()
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(A, 1, 1.0)])
+        with mounted("--bind", str(path), str(here)):
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(here)], check=True)
+            with pytest.raises(StorePathError, match="Read-only"):
+                files.HeldLock(here, read_only=True)

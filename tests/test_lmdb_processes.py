@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -53,11 +55,12 @@ class Elsewhere:
     Args:
         path: of the store.
         prepare: Python code.
+        within: a command that runs commands.
     """
 
-    def __init__(self, path: Path, prepare: str = READER) -> None:
+    def __init__(self, path: Path, prepare: str = READER, *, within: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", ELSEWHERE, str(path), prepare],
+            [*within, sys.executable, "-c", ELSEWHERE, str(path), prepare],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -172,6 +175,23 @@ def test_a_stopped_reader_stops_nobody(path: Path) -> None:
             assert engine.count() == 100 * len(SERIES)
             stopped.signal(signal.SIGCONT)
             assert stopped("count()") == 10 * len(SERIES)
+        engine.check()
+
+
+def test_two_processes_of_one_number_are_told(path: Path) -> None:
+    """Processes of the same number, as two containers have them, get an error that says so."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare: processes are given the same number")
+    within = ("unshare", "--pid", "--fork", "--kill-child")
+    open_now = "def open_now():\n    return LmdbEngine(path, read_only=True).open().count()\n"
+    writer = "engine = LmdbEngine(path).open()\n"
+    with (
+        Elsewhere(path, writer, within=within) as first,
+        Elsewhere(path, open_now, within=within) as second,
+    ):
+        assert first("engine.count()") == 0
+        assert "share one PID namespace" in str(second("open_now()"))
+    with LmdbEngine(str(path)) as engine:
         engine.check()
 
 
@@ -327,6 +347,38 @@ def test_a_reader_of_little_address_space_follows(
                 SERIES[1], np.arange(1, 100_001), np.random.default_rng(1).random(100_000)
             )
             assert reader("engine.count()") == 200_001
+
+
+def test_a_snapshot_follows_a_map_that_grew_meanwhile(path: Path, tmp_path: Path) -> None:
+    """A snapshot by a reader is made anew where the writer grew the map just as it began."""
+
+    class Grown:
+        """LMDB's handle, for which the map has grown when it is first copied."""
+
+        def __init__(self, handle: object) -> None:
+            self.handle = handle
+            self.copies = 0
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.handle, name)
+
+        def copy(self, folder: bytes, **options: bool) -> None:
+            self.copies += 1
+            if self.copies == 1:
+                Path(os.fsdecode(folder), "data.mdb").touch()
+                raise lmdb.MapResizedError("grown")
+            self.handle.copy(folder, **options)  # type: ignore[attr-defined]  # LMDB's
+
+    LmdbEngine(str(path)).open().close()
+    with Elsewhere(path, "engine = LmdbEngine(path).open()\n") as writer:
+        assert writer("engine.write([(Labels('a', host='1'), 1, 1.0)]).accepted") == 1
+        with LmdbEngine(str(path), read_only=True) as engine:
+            grown = Grown(engine._store.environment._lmdb)
+            engine._store.environment._lmdb = grown  # type: ignore[assignment]  # poses as it
+            engine.snapshot(str(tmp_path / "copy"))
+    assert grown.copies == 2
+    with LmdbEngine(str(tmp_path / "copy"), read_only=True) as copy:
+        assert copy.count() == 1
 
 
 # Forks.

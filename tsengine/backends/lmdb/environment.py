@@ -269,16 +269,24 @@ class Environment:
 
     def copy(self, path: Path) -> None:
         """Write a compacted copy of the data file, closed, to another directory."""
-        with self.read():  # holds the gate: the map must not move under the copy
-            try:
-                self._lmdb.copy(os.fsencode(path), compact=True)  # type: ignore[arg-type]  # takes both
-            except lmdb.Error as error:
-                raise translate(error, path) from error
+        while not self._copy_once(path):
+            # A writer elsewhere grew the map since the read had begun; the next one sees it.
+            (path / DATA_FILE).unlink(missing_ok=True)
         lock = HeldLock(path, read_only=False)
         try:
             lock.mark(Mark(True, boot(), check_head(path / DATA_FILE) or 0), durable=True)
         finally:
             lock.release()
+
+    def _copy_once(self, path: Path) -> bool:
+        with self.read():  # holds the gate: the map must not move under the copy
+            try:
+                self._lmdb.copy(os.fsencode(path), compact=True)  # type: ignore[arg-type]  # takes both
+            except lmdb.MapResizedError:
+                return False
+            except lmdb.Error as error:
+                raise translate(error, path) from error
+        return True
 
     def shrink(self) -> str:
         """Rewrite the data file without free pages and swap it in, if nobody else has it open.

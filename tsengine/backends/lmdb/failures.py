@@ -54,6 +54,11 @@ def translate(error: lmdb.Error, path: Path) -> StorageError:
     if _says(error, errno.EIO):
         # LMDB answers so when a write was cut short, as the one is that meets a full disk.
         return full(path) if _is_full(path) else StorageError(text)
+    if _says(error, errno.EAGAIN):  # LMDB knows readers by their numbers, and locks them
+        return StorageError(
+            f"{path} is open in another process of the same number, {os.getpid()}, as in another "
+            "container; let the two share one PID namespace"
+        )
     if _says(error, errno.EACCES) or _says(error, errno.EROFS):
         return StorePathError(text)
     # LMDB calls a transaction bad in which it met a page that makes no sense.

@@ -36,6 +36,8 @@ SWAP_SECONDS_MAX: Final = 1.0
 takes milliseconds; one that was stopped in it would keep it for good."""
 
 _KERNEL_LOCKS: Final = Path("/proc/locks")
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
 META_BYTES: Final = 2 << 15
 """Room for LMDB's two meta pages at its largest page size, 32 KiB."""
 
@@ -84,8 +86,8 @@ def boot() -> str:
 class HeldLock:
     """The lock that a process holds while it has a store open.
 
-    Exclusive as the writer, shared as a reader. The lock is the kernel's and goes with the
-    process, however that ends.
+    Exclusive as the writer, shared as a reader; none where nobody can write at all. The lock is
+    the kernel's and goes with the process, however that ends.
 
     Raises:
         StoreInUseError: another process has the store open for writing, as this one wants to.
@@ -94,7 +96,10 @@ class HeldLock:
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self._name = path / (READERS_LOCK if read_only else WRITER_LOCK)
-        self._lock: int | None = _open_lock(self._name)
+        self._lock: int | None = None
+        if read_only and is_immutable(path):
+            return  # there can be no writer to be told
+        self._lock = _open_lock(self._name)
         try:
             if read_only:
                 _share(self._lock, path)
@@ -132,6 +137,25 @@ class HeldLock:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+
+
+def is_immutable(path: Path) -> bool:
+    """Whether the file system that holds a path is read-only, for this whole machine.
+
+    One that is only mounted read-only here may be written by way of another mount, as with a
+    volume that two containers have: there a reader has to be seen.
+    """
+    if not os.statvfs(path).f_flag & os.ST_RDONLY:
+        return False
+    device = path.stat().st_dev
+    place = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError, ValueError):  # not to be told: then it may be written
+        for line in _MOUNTS.read_text().splitlines():
+            # 36 35 98:0 /root /mount rw,noatime shared:1 - ext4 /dev/root ro,errors=continue
+            mount, _, system = line.partition(" - ")
+            if mount.split()[2] == place:
+                return "ro" in system.split()[-1].split(",")
+    return False
 
 
 class ReadersLock:
@@ -177,7 +201,7 @@ def _open_lock(path: Path) -> int:
     try:
         return os.open(path, flags, 0o600)
     except OSError as error:
-        raise translate_os(error, path, "cannot be opened") from error
+        raise translate_os(error, path, "cannot be opened for writing, as locks are") from error
 
 
 def _try_lock(lock: int, how: int, path: Path) -> bool:
