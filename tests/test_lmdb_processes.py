@@ -113,6 +113,45 @@ def commits(engine: LmdbEngine, numbers: range) -> None:
         engine.write((labels, number, float(number)) for labels in SERIES)
 
 
+# Opening.
+
+
+def test_a_new_store_opened_by_all_at_once(tmp_path: Path) -> None:
+    """Of processes that make one store at once each gets its turn; readers wait or are told."""
+    write = (
+        "from tsengine.errors import StorageError\n"
+        "def write(place, name):\n"
+        "    with LmdbEngine(f'{path}/{place}').open(timeout=60) as engine:\n"
+        "        return engine.write([(Labels(name), 1, 1.0)]).accepted\n"
+        "def read(place):\n"
+        "    told = set()\n"
+        "    while True:\n"
+        "        try:\n"
+        "            with LmdbEngine(f'{path}/{place}', read_only=True) as engine:\n"
+        "                if engine.count() == 3:\n"
+        "                    return sorted(told)\n"
+        "        except StorageError as error:\n"
+        "            told.add(type(error).__name__)\n"
+    )
+    with (
+        Elsewhere(tmp_path, write) as one,
+        Elsewhere(tmp_path, write) as two,
+        Elsewhere(tmp_path, write) as three,
+        Elsewhere(tmp_path, write) as reader,
+    ):
+        for place in range(12):
+            reader.ask(f"read({place})")
+            for name, writer in zip("abc", (one, two, three), strict=True):
+                writer.ask(f"write({place}, {name!r})")
+            assert [writer.answer() for writer in (one, two, three)] == [1, 1, 1]
+            told = reader.answer()
+            assert isinstance(told, list), told
+            assert set(told) <= {"StorePathError", "FormatVersionError", "StoreInUseError"}
+            with LmdbEngine(str(tmp_path / str(place))) as engine:
+                assert engine.count() == 3
+                engine.check()
+
+
 # Readers that die and stop.
 
 

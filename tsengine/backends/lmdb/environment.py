@@ -480,7 +480,9 @@ class Environment:
         try:
             with self._lmdb.begin() as transaction:
                 is_new = not transaction.stat()["entries"]
-            if is_new and not self.read_only:
+            if is_new and self.read_only:  # a writer may be about to make it
+                raise FormatVersionError(f"{self.path} was never opened by a writer")
+            if is_new:
                 with self._lmdb.begin(write=True) as transaction:  # all of them or none
                     for name in self._table_names:
                         self._open_table(name, transaction)

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
 import zlib
 from collections.abc import Iterator
@@ -260,15 +261,20 @@ def open_directory(path: Path, *, read_only: bool) -> int:
         if not read_only:
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)  # before LMDB would make it, with the mode of its files
-        if not path.is_dir():
-            if not os.path.lexists(path):
-                raise StorePathError(f"{path} does not exist; a store is created by a writer")
-            what = "a symbolic link to nothing" if path.is_symlink() else "a file"
-            raise StorePathError(f"{path} is {what}; a store is a directory")
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise StorePathError(f"{path} is a file; a store is a directory")
         _check_entries(path, read_only=read_only)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except StorePathError:
         raise
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise StorePathError(f"{path} is a symbolic link to nothing") from error
+        if read_only:
+            raise StorePathError(
+                f"{path} does not exist; a store is created by a writer"
+            ) from error
+        raise translate_os(error, path, "cannot hold a store") from error
     except OSError as error:
         raise translate_os(error, path, "cannot hold a store") from error
 

@@ -564,12 +564,12 @@ class Store:
             version = None if version is None else bytes(version)
             row = transaction.get(OPTIONS_KEY, db=meta)
             row = None if row is None else bytes(row)
+            tables = self.environment.tables.values()
+            is_empty = not any(transaction.stat(table)["entries"] for table in tables)
         path = self.environment.path
         if version is None:
-            with self.environment.read() as transaction:
-                tables = self.environment.tables.values()
-                if any(transaction.stat(table)["entries"] for table in tables):
-                    raise CorruptionError(f"{path} has lost its format version")
+            if not is_empty:
+                raise CorruptionError(f"{path} has lost its format version")
             if self.settings.read_only:
                 raise FormatVersionError(f"{path} was never opened by a writer")
 
