@@ -13,7 +13,7 @@ from tests.reliability.processes_victim import Word
 def test_every_read_is_a_moment_of_the_history(tmp_path: Path) -> None:
     """Readers see whole commits and lose none, whoever is killed or stopped meanwhile."""
     run = Run(tmp_path, seed=1)
-    run.drive(operations=2_500, seconds=14)
+    run.drive(operations=2_500, seconds=10)
     run.check_end()
     figures = run.figures()
     assert run.reads() > 100, figures
@@ -23,7 +23,7 @@ def test_every_read_is_a_moment_of_the_history(tmp_path: Path) -> None:
 def test_readers_that_come_while_files_are_swapped_see_the_new_one(tmp_path: Path) -> None:
     """Readers that open and close during compactions never go on reading the file swapped away."""
     run = Run(tmp_path, seed=3, manner="churn")
-    run.drive(operations=1_000, seconds=6)
+    run.drive(operations=1_000, seconds=4)
     run.check_end()
     assert run.words[Word.COMPACTED] > 0, run.figures()
     assert run.reads() > 0, run.figures()

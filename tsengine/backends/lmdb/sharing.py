@@ -40,8 +40,8 @@ class Shared:
 
 
 _open_stores: dict[_Identity, Shared] = {}
-_changing: set[_Identity] = set()
-"""Stores that some thread is opening or closing; others wait for it."""
+_changing: dict[_Identity, object] = {}
+"""Stores that some thread is opening or closing, and what it knows that by; others wait for it."""
 _changed = threading.Condition()
 """Guards both: LMDB must not be opened twice in one process. Held for moments only: to open a
 large store, and to close one that is being compacted, take longer."""
@@ -65,10 +65,11 @@ def acquire(
         StoreOptionError: it is open here with other settings or options.
     """
     directory = open_directory(path, read_only=settings.read_only)
-    is_ours = False
+    found = os.fstat(directory)
+    identity = found.st_dev, found.st_ino
+    opened: Shared | None = None
+    change = object()
     try:
-        found = os.fstat(directory)
-        identity = found.st_dev, found.st_ino
         with _changed:
             _changed.wait_for(lambda: identity not in _changing)
             shared = _open_stores.get(identity)
@@ -76,45 +77,47 @@ def acquire(
                 _check_same(shared.store, settings, options, given)
                 shared.users += 1
                 return shared
-            _changing.add(identity)
+            _changing[identity] = change
+        store = Store(path, settings, options, given, clock_ns, verify=verify)
         try:
-            store = Store(path, settings, options, given, clock_ns, verify=verify)
-            try:
-                opened = Shared(store, Upkeep(store), directory)
-            except BaseException:
-                store.close()
-                raise
-            _open_stores[identity] = opened
-            is_ours = True
-        finally:
-            _no_longer_changing(identity)
+            opened = Shared(store, Upkeep(store), directory)
+        except BaseException:
+            store.close()
+            raise
+        _open_stores[identity] = opened
         return opened
     finally:
-        if not is_ours:
+        _end(identity, change)
+        if opened is None:
             os.close(directory)
 
 
 def release(shared: Shared) -> None:
     """Give a store back; the last one closes it, before anybody can open it again."""
+    change = object()
     with _changed:
         shared.users -= 1
         if shared.users:
             return
         identity = next(key for key, one in _open_stores.items() if one is shared)
-        _changing.add(identity)
+        _changing[identity] = change
     try:
-        shared.upkeep.close()
-        shared.store.close()
+        try:
+            shared.upkeep.close()
+        finally:
+            shared.store.close()
     finally:
         del _open_stores[identity]
         os.close(shared.directory)
-        _no_longer_changing(identity)
+        _end(identity, change)
 
 
-def _no_longer_changing(identity: _Identity) -> None:
+def _end(identity: _Identity, change: object) -> None:
+    """End a change, where it had begun: an interrupt may come between any two steps."""
     with _changed:
-        _changing.discard(identity)
-        _changed.notify_all()
+        if _changing.get(identity) is change:
+            del _changing[identity]
+            _changed.notify_all()
 
 
 def _let_go_of_parents() -> None:
