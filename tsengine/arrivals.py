@@ -262,6 +262,9 @@ def _ranks(labels: LabelsArray) -> Int64Array:
 def _grouped(
     labels: LabelsArray, timestamps: Int64Array, values: ValueArray
 ) -> tuple[GroupedBatch, Int64Array]:
+    if len(labels) == 1:  # a point a commit: there is nothing to group, and grouping takes longest
+        one = np.zeros(1, np.int64)
+        return GroupedBatch([labels[0]], np.arange(2), timestamps, values, judged=True), one
     order, _, offsets = group_order(_ranks(labels))
     names: Sequence[Labels] = labels[order[offsets[:-1]]].tolist()
     return GroupedBatch(names, offsets, timestamps[order], values[order], judged=True), order

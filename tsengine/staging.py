@@ -183,6 +183,8 @@ class Staging:
             # The store itself refuses a float column for a series of another kind, at commit,
             # where the answer counts; asking here as well would cost a look-up per series.
             self._check_staged_floats(batch)
+            if batch.judged and values.dtype == ValueKind.FLOAT.dtype:  # no group of it is empty
+                return [(batch, None)]
             _, column = fit_array(values, ValueKind.FLOAT)
             filled = _filled_groups(replace(batch, values=column))
             return [(filled, None)] if len(filled) else []
