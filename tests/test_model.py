@@ -30,6 +30,7 @@ from tsengine.model import (
     timestamp_array,
     unpack_object,
 )
+from tsengine.model.labels import series_ids
 from tsengine.selectors import to_selector
 from tsengine.testing import agrees
 from tsengine.testing.strategies import bad_values, floats, integers, labels, objects
@@ -57,6 +58,19 @@ def test_an_id_selects_its_series(given: Labels, other: Labels) -> None:
     assert (given.id == other.id) is (given is other) is (dict(given) == dict(other))
     if to_selector(given.id).matches(other):
         assert set(given.items()) <= set(other.items())
+
+
+@given(many=st.lists(labels(), min_size=1, max_size=6))
+def test_ids_of_many_labels_are_those_of_each(many: list[Labels]) -> None:
+    """Made by columns, the IDs of labels with equal names are the same texts."""
+    for names in {one.texts[::2] for one in many}:
+        alike = [one for one in many if one.texts[::2] == names]
+        columns = list(zip(*(one.texts[1::2] for one in alike), strict=True))
+        assert series_ids(names, columns) == [one.id for one in alike]
+    odd = [Labels("cpu", host='"'), Labels("cpu", host="x"), Labels("no metric", host="y")]
+    columns = list(zip(*(one.texts[1::2] for one in odd), strict=True))
+    assert series_ids(odd[0].texts[::2], columns) == [one.id for one in odd]
+    assert series_ids(("A", "__name__"), [("1",), ("cpu",)]) == [Labels("cpu", A="1").id]
 
 
 def test_labels_are_let_go() -> None:

@@ -127,10 +127,8 @@ class WriteBufferHandler(ABC):
     def holds_only_floats(self) -> bool:
         """Whether any series can begin with a float, at this moment, without being asked about.
 
-        The timestamp must not be too early all the same. A handler may always say no.
-
-        Raises:
-            LifecycleError: no point can be written at all.
+        The timestamp must not be too early all the same. A handler may always say no, and does
+        where nothing can be written, so that `validate_point` says why.
         """
         return False
 

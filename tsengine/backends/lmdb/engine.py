@@ -110,6 +110,9 @@ class LmdbEngine(Engine):
             raise StorePathError(
                 f"a store needs a path, as in lmdb:///var/lib/app/metrics, not {self.location!r}"
             )
+        # The store while points can be written without one being judged here; see
+        # `holds_only_floats`, which is asked for each new series.
+        self._floats_store: Store | None = None
         own = dict(self.backend_options)
         age = own.pop("snapshot_age_max", None)
         if age is not None:
@@ -128,8 +131,11 @@ class LmdbEngine(Engine):
         )
         self._store: Store = self._shared.store
         self._adopt_options(self._store.options)
+        if not (self.read_only or self.validates_every_point):
+            self._floats_store = self._store
 
     def _close(self) -> None:
+        self._floats_store = None
         release(self._shared)
 
     def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
@@ -237,8 +243,8 @@ class LmdbEngine(Engine):
     @property
     def holds_only_floats(self) -> bool:
         """As `WriteBufferHandler` says: it saves a transaction for each new series."""
-        self._check_writable()
-        return self._store.only_floats and not self.validates_every_point
+        store = self._floats_store
+        return store is not None and store.only_floats
 
     def query(
         self,
