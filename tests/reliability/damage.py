@@ -133,26 +133,33 @@ def run_damages(store: Path, damages: Sequence[Damage], work: Path, *, fault: st
     return tally
 
 
+def _named(damage: Damage) -> str:
+    """Tell a damage in a line."""
+    changes, length = damage
+    told = [f"{offset}: {packed[:32]} ({len(packed) // 2} bytes)" for offset, packed in changes]
+    return f"{told}, length {length}"
+
+
 def _judge(damage: Damage, result: dict[str, Any], tally: Tally) -> None:
     told = result.get("told", "")
     tally.told += bool(told)
     signal = result.get("killed")
     if signal is not None:
         if result["phase"] == "check":
-            tally.broken.append(f"{damage}: check() died of signal {signal}")
+            tally.broken.append(f"{_named(damage)}: check() died of signal {signal}")
         elif not told:
-            tally.broken.append(f"{damage}: reading died of {signal}, and check() said nothing")
+            tally.broken.append(f"{_named(damage)}: reading died of {signal}, and check() said nothing")
         else:
             tally.killed.append((damage, signal))
         return
     if told and all(name.startswith(INDEX) for name in result["wrong"]) and result["wrong"]:
         tally.unseen += 1
     elif result["wrong"]:
-        tally.broken.append(f"{damage}: wrong is {result['wrong'][:4]}; check() said {told!r}")
+        tally.broken.append(f"{_named(damage)}: wrong is {result['wrong'][:4]}; check() said {told!r}")
     elif result["refused"]:
         tally.refused += 1
         if not told:
-            tally.broken.append(f"{damage}: {result['messages'][:2]}, and check() said nothing")
+            tally.broken.append(f"{_named(damage)}: {result['messages'][:2]}, and check() said nothing")
     else:
         tally.right += 1
 
