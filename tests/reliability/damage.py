@@ -127,7 +127,8 @@ def run_damages(store: Path, damages: Sequence[Damage], work: Path, *, fault: st
     )
     tally = Tally(len(damages))
     results = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert [result["index"] for result in results] == list(range(len(damages))), ended.stderr
+    seen = [result["index"] for result in results]
+    assert seen == list(range(len(damages))), (len(damages), seen, ended.stderr)
     for result in results:
         _judge(damages[result["index"]], result, tally)
     return tally
@@ -148,18 +149,24 @@ def _judge(damage: Damage, result: dict[str, Any], tally: Tally) -> None:
         if result["phase"] == "check":
             tally.broken.append(f"{_named(damage)}: check() died of signal {signal}")
         elif not told:
-            tally.broken.append(f"{_named(damage)}: reading died of {signal}, and check() said nothing")
+            tally.broken.append(
+                f"{_named(damage)}: reading died of {signal}, and check() said nothing"
+            )
         else:
             tally.killed.append((damage, signal))
         return
     if told and all(name.startswith(INDEX) for name in result["wrong"]) and result["wrong"]:
         tally.unseen += 1
     elif result["wrong"]:
-        tally.broken.append(f"{_named(damage)}: wrong is {result['wrong'][:4]}; check() said {told!r}")
+        tally.broken.append(
+            f"{_named(damage)}: wrong is {result['wrong'][:4]}; check() said {told!r}"
+        )
     elif result["refused"]:
         tally.refused += 1
         if not told:
-            tally.broken.append(f"{_named(damage)}: {result['messages'][:2]}, and check() said nothing")
+            tally.broken.append(
+                f"{_named(damage)}: {result['messages'][:2]}, and check() said nothing"
+            )
     else:
         tally.right += 1
 
