@@ -46,6 +46,16 @@ _HINTS: Final = {
 }
 
 
+_OF_DAMAGED_PAGES: Final = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.BadChecksumError,
+    lmdb.BadTxnError,  # a transaction that met a page that makes no sense
+    lmdb.CursorFullError,  # pages that lead to each other
+    lmdb.IncompatibleError,  # a table that has become one of another kind
+)
+
+
 def translate(error: lmdb.Error, path: Path) -> StorageError:
     """Give the error of tsengine that an LMDB error means."""
     text = f"{path}: {error}"
@@ -61,11 +71,7 @@ def translate(error: lmdb.Error, path: Path) -> StorageError:
         )
     if _says(error, errno.EACCES) or _says(error, errno.EROFS):
         return StorePathError(text)
-    # LMDB calls a transaction bad in which it met a page that makes no sense.
-    if isinstance(
-        error,
-        (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadChecksumError, lmdb.BadTxnError),
-    ):
+    if isinstance(error, _OF_DAMAGED_PAGES):
         return CorruptionError(text)
     if isinstance(error, (lmdb.VersionMismatchError, lmdb.InvalidError)):
         return FormatVersionError(f"{path} is no LMDB store of this version: {error}")
