@@ -27,8 +27,6 @@ from tsengine.backends.lmdb import LmdbEngine
 
 VICTIM = Path(__file__).with_name("damage_victim.py")
 PAGE = 4096
-INDEX = ("with ", "listed with ", "values of ", "label names", "some", "others")
-"""What the questions begin with that the index of labels answers."""
 
 Damage: TypeAlias = tuple[list[tuple[int, str]], int | None]
 """What to write where, as hexadecimal text, and the length that the file is cut to."""
@@ -43,7 +41,6 @@ class Tally:
         told: of how many `check()` told.
         right: how many had right answers only.
         refused: how many had some answer refused by a typed error.
-        unseen: damages of the index that only `check()` told; reading gave less than there is.
         killed: damages that killed a process that had not checked, and by which signal.
         broken: broken promises, in words.
     """
@@ -52,7 +49,6 @@ class Tally:
     told: int = 0
     right: int = 0
     refused: int = 0
-    unseen: int = 0
     killed: list[tuple[Damage, int]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -63,7 +59,6 @@ class Tally:
             "told by check": self.told,
             "right": self.right,
             "refused": self.refused,
-            "index, unseen without check": self.unseen,
             "killed without check": len(self.killed),
             "broken promises": len(self.broken),
         }
@@ -155,9 +150,7 @@ def _judge(damage: Damage, result: dict[str, Any], tally: Tally) -> None:
         else:
             tally.killed.append((damage, signal))
         return
-    if told and all(name.startswith(INDEX) for name in result["wrong"]) and result["wrong"]:
-        tally.unseen += 1
-    elif result["wrong"]:
+    if result["wrong"]:
         tally.broken.append(
             f"{_named(damage)}: wrong is {result['wrong'][:4]}; check() said {told!r}"
         )
@@ -255,7 +248,6 @@ def torture(seed: int, seconds: float, folder: Path) -> dict[str, object]:
         total.told += tally.told
         total.right += tally.right
         total.refused += tally.refused
-        total.unseen += tally.unseen
         total.killed += tally.killed
         total.broken += tally.broken
         assert not total.broken, f"seed {seed}: {summary(total.broken)}"

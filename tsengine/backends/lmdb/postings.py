@@ -122,7 +122,8 @@ class Postings:
                 prefix = key[: _HASH_PART_BYTES + 1]
                 labels = texts(unpack_u64(key[-_BASE_BYTES:]))
                 names.append(next(name for name in labels if posting_prefix(name) == prefix))
-            found = cursor.set_range(prefix[:-1] + b"\1")  # past the NUL that ends the name
+            # Past the NUL that ends the name.
+            found = self._leap(transaction, cursor, prefix[:-1] + b"\1")
         return names
 
     def labels(self, transaction: lmdb.Transaction) -> Iterator[tuple[bytes, Int64Array]]:
@@ -200,6 +201,11 @@ class Postings:
                 for key, value in _packed(prefix, kept):
                     cursor.put(key, value)
 
+    def _leap(self, transaction: lmdb.Transaction, cursor: lmdb.Cursor, edge: bytes) -> bool:
+        """Go to the first row behind a key that no row has, and see that none was lost there."""
+        check_absent(transaction, self._table, POSTINGS, edge)
+        return bool(cursor.set_range(edge))
+
     def _walk(
         self, transaction: lmdb.Transaction, name: str, texts: LabelsOf
     ) -> Iterator[tuple[str, bytes, lmdb.Cursor]]:
@@ -209,7 +215,7 @@ class Postings:
         """
         prefix = posting_prefix(name)
         cursor = transaction.cursor(self._table)
-        found = cursor.set_range(prefix)
+        found = self._leap(transaction, cursor, prefix)
         while found:
             key = bytes(cursor.key())
             unseal(POSTINGS, key, cursor.value())
@@ -227,7 +233,8 @@ class Postings:
             if behind[: ends + 1] == key[: ends + 1]:
                 found = cursor.next()
                 if found and cursor.key()[: ends + 1] == key[: ends + 1]:
-                    found = cursor.set_range(key[:ends] + b"\1")  # past the NUL behind the value
+                    # Past the NUL behind the value.
+                    found = self._leap(transaction, cursor, key[:ends] + b"\1")
             else:
                 found = bool(behind)
 

@@ -114,7 +114,7 @@ class SeriesRows:
             numbers = numbers[here:]
 
     def _verify(self, first: int, row: bytes | memoryview) -> None:
-        unseal(SERIES, pack_u64(first), row)
+        _all(unseal(SERIES, pack_u64(first), row))
         if len(self._verified) >= VERIFIED_MAX:
             self._verified.clear()
         self._verified[first] = bytes(row[:SEAL_BYTES])
@@ -147,9 +147,16 @@ def _packed(row: bytes | memoryview, place: int, count: int) -> bytes | memoryvi
 
 
 def _all(payload: bytes) -> list[bytes]:
-    """Give what a row without its seal has of each series."""
-    count = _U32.unpack_from(payload)[0]
-    ends = np.frombuffer(payload, _END, count, offset=_U32.size).tolist()
+    """Give what a row without its seal has of each series.
+
+    Raises:
+        CorruptionError: what it says of its sizes makes no sense.
+    """
+    try:
+        count = _U32.unpack_from(payload)[0]
+        ends = np.frombuffer(payload, _END, count, offset=_U32.size).tolist()
+    except (ValueError, struct.error) as error:
+        raise CorruptionError(f"a row of series does not decode: {error}") from error
     body = payload[_U32.size * (count + 1) :]
     return [body[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
