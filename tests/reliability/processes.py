@@ -56,12 +56,13 @@ class Run:
         words.write_bytes(bytes(8 * WORDS))
         self.words = shared_words(words)
 
-    def drive(self, *, operations: int, seconds: float) -> None:
+    def drive(self, *, operations: int, seconds: float, least: int = 0) -> None:
         """Let the processes work, and disturb them, until they have done enough.
 
         Args:
             operations: of the writer, and reads.
-            seconds: stop by then in any case.
+            seconds: stop by then,
+            least: but not before so many operations and reads, and a file that was swapped.
 
         Raises:
             AssertionError: a process saw what it must not see, or hangs.
@@ -74,7 +75,9 @@ class Run:
                 time.sleep(0.01)
             for place in range(1, READERS + 1):
                 self._start(place)
-            while self.done() < operations and time.monotonic() < deadline:
+            while (self.done() < operations and time.monotonic() < deadline) or not self._has_done(
+                least
+            ):
                 time.sleep(self._rng.uniform(0.02, 0.2))
                 for place in self._processes:
                     self._check(place)
@@ -88,6 +91,11 @@ class Run:
     def done(self) -> int:
         """How many operations and reads were done so far."""
         return self.words[Word.ACKNOWLEDGED] + self.reads()
+
+    def _has_done(self, least: int) -> bool:
+        words = self.words
+        enough = words[Word.ACKNOWLEDGED] >= least and self.reads() >= least
+        return not least or (enough and words[Word.COMPACTED] > 0)
 
     def reads(self) -> int:
         """How many reads were found right."""
