@@ -30,7 +30,7 @@ from tsengine.model import (
     timestamp_array,
     unpack_object,
 )
-from tsengine.model.labels import series_ids
+from tsengine.model.labels import ids_of, series_ids
 from tsengine.selectors import to_selector
 from tsengine.testing import agrees
 from tsengine.testing.strategies import bad_values, floats, integers, labels, objects
@@ -66,7 +66,8 @@ def test_ids_of_many_labels_are_those_of_each(many: list[Labels]) -> None:
     for names in {one.texts[::2] for one in many}:
         alike = [one for one in many if one.texts[::2] == names]
         columns = list(zip(*(one.texts[1::2] for one in alike), strict=True))
-        assert series_ids(names, columns) == [one.id for one in alike]
+        assert series_ids(names, columns) == ids_of(alike) == [one.id for one in alike]
+    assert ids_of(many) == [one.id for one in many]
     odd = [Labels("cpu", host='"'), Labels("cpu", host="x"), Labels("no metric", host="y")]
     columns = list(zip(*(one.texts[1::2] for one in odd), strict=True))
     assert series_ids(odd[0].texts[::2], columns) == [one.id for one in odd]

@@ -253,6 +253,15 @@ def _series_id(flat: tuple[str, ...]) -> str:
     return form % values
 
 
+def ids_of(many: Sequence[Labels]) -> list[str]:
+    """Give the IDs of many labels, by columns where all have the same names."""
+    texts = [labels.texts for labels in many]
+    names = {flat[::2] for flat in texts}
+    if len(names) != 1:
+        return [labels.id for labels in many]
+    return series_ids(names.pop(), list(zip(*texts, strict=True))[1::2])
+
+
 def series_ids(names: tuple[str, ...], columns: Sequence[tuple[str, ...]]) -> list[str]:
     """Give the IDs of many labels that have the same names: in a third of the time of each `id`.
 

@@ -46,7 +46,7 @@ from tsengine.backends.lmdb.postings import LabelsOf, Postings
 from tsengine.backends.lmdb.series_rows import ROW_SERIES_MAX, SeriesRows
 from tsengine.errors import CorruptionError
 from tsengine.model import Int64Array, Labels, ValueKind
-from tsengine.model.labels import series_ids
+from tsengine.model.labels import ids_of, series_ids
 from tsengine.selectors import Matcher, MatchOperator, Selector
 
 NUMBERS_MAX: Final = 1 << 21
@@ -338,7 +338,7 @@ class Catalogue:
             matching = np.append(matching, [number for number, _ in more])
             matching.sort()
         if len(matching) <= SORTED_MAX:
-            names = [labels.id for labels in self.labels_of(transaction, matching.tolist())]
+            names = ids_of(self.labels_of(transaction, matching.tolist()))
             return matching[sorted(range(len(names)), key=names.__getitem__)]
         everything = self._in_name_order(transaction, more)
         return everything[np.isin(everything, matching, assume_unique=True)]
