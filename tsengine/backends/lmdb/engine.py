@@ -387,9 +387,11 @@ class LmdbEngine(Engine):
         numbers = self._store.catalogue.resolve(transaction, selector)
         if selector.exact is None and not selector.matchers:
             expected = self._store.manifest_of(transaction).state.series
-            if len(numbers) != expected:
+            ordered = np.sort(numbers)  # unique() goes by hashing and takes several times as long
+            different = len(ordered) - int((ordered[1:] == ordered[:-1]).sum())
+            if different != expected:
                 raise CorruptionError(
-                    f"{self.location} lists {len(numbers)} series, it should be {expected}"
+                    f"{self.location} lists {different} series, it should be {expected}"
                 )
         return numbers
 

@@ -112,8 +112,9 @@ class Postings:
         cursor = transaction.cursor(self._table)
         names = []
         found = cursor.first()
+        key = b""
         while found:
-            key = bytes(cursor.key())
+            key = _ascending(key, bytes(cursor.key()))
             unseal(POSTINGS, key, cursor.value())
             if key[:1] == b"=":
                 prefix = key[: key.index(b"\0") + 1]
@@ -216,8 +217,9 @@ class Postings:
         prefix = posting_prefix(name)
         cursor = transaction.cursor(self._table)
         found = self._leap(transaction, cursor, prefix)
+        key = b""
         while found:
-            key = bytes(cursor.key())
+            key = _ascending(key, bytes(cursor.key()))
             unseal(POSTINGS, key, cursor.value())
             if not key.startswith(prefix):
                 return
@@ -239,21 +241,30 @@ class Postings:
                 found = bool(behind)
 
 
+def _ascending(before: bytes, key: bytes) -> bytes:
+    """Give a key that stands behind another one, as it should."""
+    if key <= before:
+        raise CorruptionError(f"keys of the index are out of order: {before!r}, {key!r}")
+    return key
+
+
 class _Rows:
     """Gathers rows, to decode them all at once: with one row a label that halves the time."""
 
-    __slots__ = ("_bases", "_distances")
+    __slots__ = ("_bases", "_distances", "_last")
 
     def __init__(self) -> None:
         self._bases: list[bytes] = []
         self._distances: list[bytes] = []
+        self._last = b""
 
     def add(self, key: bytes | memoryview, value: bytes | memoryview) -> None:
-        """Take a row.
+        """Take a row, behind those taken before.
 
         Raises:
-            CorruptionError: it is damaged.
+            CorruptionError: it is damaged, or not behind them.
         """
+        self._last = _ascending(self._last, bytes(key))
         self._bases.append(bytes(key[-_BASE_BYTES:]))
         self._distances.append(unseal(POSTINGS, key, value))
 

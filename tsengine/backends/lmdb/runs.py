@@ -303,9 +303,11 @@ class Manifest:
             DeleteEvent.unpack(unpack_u64(key), row)
             for key, row in transaction.cursor(tables[DELETES])
         ]
-        if (len(runs), len(deletes)) != (state.runs, state.deletes):
+        # In a damaged page a row may stand twice, in the place of another one.
+        different = len({run.number for run in runs}), len({one.sequence for one in deletes})
+        if different != (state.runs, state.deletes):
             raise CorruptionError(
-                f"the manifest has {len(runs)} runs and {len(deletes)} deletes, it should have "
+                f"the manifest has {different[0]} runs and {different[1]} deletes, it should have "
                 f"{state.runs} and {state.deletes}"
             )
         runs.sort(key=lambda run: run.sequence_last)
