@@ -40,6 +40,9 @@ _DISTANCE_END: Final = 1 << 32
 _FEW: Final = 16
 """Numbers up to which a row is packed faster without numpy."""
 
+_STEPS_MAX: Final = 16
+"""Rows of a value that are stepped over: that many take as long as one search."""
+
 _PLAIN: Final = ord("=")
 _BASE_BYTES: Final = 8
 _HASH_PART_BYTES: Final = 33
@@ -234,9 +237,13 @@ class Postings:
             behind = cursor.key()
             if behind[: ends + 1] == key[: ends + 1]:
                 found = cursor.next()
-                if found and cursor.key()[: ends + 1] == key[: ends + 1]:
-                    # Past the NUL behind the value.
-                    found = self._leap(transaction, cursor, key[:ends] + b"\1")
+                steps = 0
+                while found and cursor.key()[: ends + 1] == key[: ends + 1]:
+                    steps += 1
+                    if steps == _STEPS_MAX:  # past the NUL behind the value
+                        found = self._leap(transaction, cursor, key[:ends] + b"\1")
+                        break
+                    found = cursor.next()
             else:
                 found = bool(behind)
 
