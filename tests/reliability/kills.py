@@ -7,6 +7,8 @@ operations lost, the one under way there as a whole or not at all, nothing of it
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
 import re
 import shutil
@@ -14,7 +16,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -114,10 +116,12 @@ class Figures:
     Attributes:
         kills: by case.
         in_flight: how many operations under way at a kill were there as a whole afterwards.
+        lost: how many acknowledged operations were not, which durability "relaxed" allows.
     """
 
     kills: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
+    lost: int = 0
 
 
 class Killing:
@@ -127,22 +131,36 @@ class Killing:
         template: of `victim.py`.
         folder: empty; on a file system of any kind, since a kill loses nothing of what the
             kernel has been given.
+        disk: where stores and snapshots are, by default a folder in that folder.
+        cut: called after a kill, before what is left is examined.
+        durability: of the stores; "relaxed" may lose the last operation.
         fault: a bug planted in the victim.
     """
 
-    def __init__(self, template: Template, folder: Path, fault: str | None = None) -> None:
+    def __init__(
+        self,
+        template: Template,
+        folder: Path,
+        *,
+        disk: Path | None = None,
+        cut: Callable[[], None] | None = None,
+        durability: str = "commit",
+        fault: str | None = None,
+    ) -> None:
         self.template = template
         self.figures = Figures()
+        self.journal = Journal.at(folder / "journal")
         self._folder = folder
+        self._disk = folder / "disk" if disk is None else disk
+        self._disk.mkdir(exist_ok=True)
+        self._cut = cut
+        self._durability = durability
         self._fault = fault
-        self._journal = Journal.at(folder / "journal")
-        self._store = folder / "store"
-        self._target = folder / "target"
 
     def calls(self, case: Case) -> list[Kill]:
         """Run a work to its end and list the calls that changed files."""
         log = self._folder / "strace.log"
-        ended = self._run(case, ["-e", f"trace={_any_of(CALLS)}", "-o", str(log)])
+        ended = self.run(case, ["-e", f"trace={_any_of(CALLS)}", "-o", str(log)])
         if ended.status or ended.error:
             raise AssertionError(f"{case} failed by itself: {ended}")
         return parse(log.read_text().splitlines())
@@ -155,45 +173,52 @@ class Killing:
         """
         syscall, ordinal, text = kill
         inject = f"inject={syscall}:signal=KILL:when={ordinal}"
-        ended = self._run(
+        ended = self.run(
             case, ["-e", f"trace={syscall}", "-e", inject, "-o", str(self._folder / "strace.log")]
         )
         place = f"{name}: killed at {syscall} number {ordinal}: {text}"
-        if self._journal.done or ended.status != -signal.SIGKILL:
+        if self.journal.done or ended.status != -signal.SIGKILL:
             raise AssertionError(f"{place}: was not killed there: {ended}")
         self.examine(place, case)
         self.figures.kills[name] += 1
 
     def end(self, name: str, case: Case) -> None:
         """Run a work to its end, let it end without closing, and examine what is left."""
-        ended = self._run(case, None)
-        if ended.status or ended.error or not self._journal.done:
+        ended = self.run(case)
+        if ended.status or ended.error or not self.journal.done:
             raise AssertionError(f"{name} failed by itself: {ended}")
         self.examine(f"{name}: ended", case)
 
     def examine(self, place: str, case: Case) -> None:
         """Have `victim.examine` look at what is left."""
+        if self._cut is not None:
+            self._cut()
         try:
-            seen = self.template.run("examine", **self._arguments(case))
+            seen = self.template.run("examine", **self.arguments(case))
         except AssertionError as error:
             raise AssertionError(f"{place}\n{error}") from error
-        self.figures.in_flight += seen["survived"] - seen["acknowledged"]
+        self.figures.in_flight += seen["survived"] > seen["acknowledged"]
+        self.figures.lost += max(seen["acknowledged"] - seen["survived"], 0)
 
-    def _arguments(self, case: Case) -> dict[str, object]:
+    def arguments(self, case: Case) -> dict[str, object]:
+        """Give the arguments of a work and of its examination."""
         return {
-            "store": str(self._store),
+            "store": str(self._disk / "store"),
             "journal": str(self._folder / "journal"),
             "until": case.until,
             "new": not case.count,
-            "target": str(self._target) if case.target else None,
+            "target": str(self._disk / "target") if case.target else None,
             "in_memory": case.in_memory,
             "ballast": case.ballast,
+            "durability": self._durability,
+            "lost_max": 1 if self._durability == "relaxed" else 0,
             "fault": self._fault,
         }
 
-    def _run(self, case: Case, strace: Sequence[str] | None) -> Ended:
-        self._set_up(case)
-        pid = self.template.start(case.work, **self._arguments(case))
+    def run(self, case: Case, strace: Sequence[str] | None = None) -> Ended:
+        """Run a work to its end, traced where arguments for strace are given."""
+        self.set_up(case)
+        pid = self.template.start(case.work, **self.arguments(case))
         if strace is None:
             self.template.go()
             return self.template.end()
@@ -216,16 +241,19 @@ class Killing:
             tracer.wait()
         return ended
 
-    def _set_up(self, case: Case) -> None:
-        for left in self._folder.iterdir():
-            if left.is_dir() and not left.name.startswith("base-"):
+    def set_up(self, case: Case) -> None:
+        """Put the store there that a case begins with, and nothing else."""
+        for left in self._disk.iterdir():
+            if left.is_dir():
                 shutil.rmtree(left)
-            elif left.name.startswith((".tsengine-", "target")):
+            else:
                 left.unlink()
         if case.count and not case.in_memory:
-            shutil.copytree(self._base(case), self._store)
-        self._journal.clear(case.count)
-        self._journal.opened = bool(case.count)
+            shutil.copytree(self._base(case), self._disk / "store")
+        if self._cut is not None:
+            sync_disk(self._disk)
+        self.journal.clear(case.count)
+        self.journal.opened = bool(case.count)
 
     def _base(self, case: Case) -> Path:
         base = self._folder / f"base-{case.count}-{case.torn}-{case.ballast}"
@@ -238,6 +266,16 @@ class Killing:
                 ballast=case.ballast,
             )
         return base
+
+
+def sync_disk(folder: Path) -> None:
+    """Write everything of the file system that holds a folder to its disk."""
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(directory):
+            raise OSError(ctypes.get_errno(), f"syncfs({folder})")
+    finally:
+        os.close(directory)
 
 
 def parse(lines: Iterable[str]) -> list[Kill]:

@@ -62,7 +62,7 @@ def test_the_harness_catches(
     template: Template, folder: Path, fault: str, case: Case, complaint: str
 ) -> None:
     """Acknowledged too early, marks in a commit of their own, unlisted merges: all are seen."""
-    killing = Killing(template, folder, fault)
+    killing = Killing(template, folder, fault=fault)
     kills = killing.calls(case)
 
     def kill_everywhere() -> None:
