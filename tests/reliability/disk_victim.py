@@ -13,23 +13,12 @@ import contextlib
 import errno
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).parent))  # run as a file: its folder is no package
-
-from victim import (  # type: ignore[import-not-found]  # beside this file
-    BLOCK_POINTS,
-    contents_of,
-    deletion,
-    differences,
-    expected,
-    points,
-    small_merges,
-)
-
+from tests.reliability.history import contents_of, deletion, differences, expected, points
+from tests.reliability.victim import BLOCK_POINTS, small_merges
 from tsengine.backends.lmdb import LmdbEngine, environment
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer

@@ -36,7 +36,7 @@ class Template:
     """A running `template.py` for one file of works; a context manager.
 
     Args:
-        victim: the file.
+        victim: the file, a module beside this one.
         environment: variables besides those of this process.
     """
 

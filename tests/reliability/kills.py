@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.reliability.forking import Ended, Template
-from tests.reliability.victim import Journal
+from tests.reliability.history import Journal
 
 VICTIM: Final = Path(__file__).with_name("victim.py")
 
@@ -252,7 +252,8 @@ class Killing:
             shutil.copytree(self._base(case), self._disk / "store")
         if self._cut is not None:
             sync_disk(self._disk)
-        self.journal.clear(case.count)
+        self.journal.clear()
+        self.journal.began = self.journal.acknowledged = case.count
         self.journal.opened = bool(case.count)
 
     def _base(self, case: Case) -> Path:

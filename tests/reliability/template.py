@@ -4,8 +4,8 @@ A kill then costs milliseconds, and not an interpreter with all its imports.
 
     python template.py VICTIM
 
-VICTIM is a Python file with a dict `WORKS` of functions. Requests and answers are lines of JSON
-on standard input and output:
+VICTIM is a module beside this one with a dict `WORKS` of functions. Requests and answers are
+lines of JSON on standard input and output:
 
     {"work": name, "arguments": {...}}    the child calls WORKS[name](arguments, ready)
     {"ready": pid}                        it called ready() and waits for the next line, "go"
@@ -19,13 +19,14 @@ store and starts no thread, every child begins from the same state.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import importlib
 import json
 import os
 import signal
 import socket
 import sys
 import traceback
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,11 @@ _PR_SET_PTRACER = 0x59616D61  # lets a process trace this one that is not its an
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    name = Path(sys.argv[1]).stem
-    spec = importlib.util.spec_from_file_location(name, sys.argv[1])
-    assert spec is not None
-    assert spec.loader is not None
-    victim = importlib.util.module_from_spec(spec)
-    sys.modules[name] = victim
-    spec.loader.exec_module(victim)
+    # Makes `tests.reliability` importable and nothing else: tsengine is the one installed.
+    package = types.ModuleType("tests")
+    package.__path__ = [str(Path(__file__).parents[1])]
+    sys.modules["tests"] = package
+    victim = importlib.import_module(f"tests.reliability.{Path(sys.argv[1]).stem}")
     libc = ctypes.CDLL(None)
     while line := sys.stdin.readline():
         request = json.loads(line)
