@@ -51,6 +51,7 @@ def main() -> None:
 def _serve(work: Callable[..., object], arguments: Mapping[str, Any], libc: ctypes.CDLL) -> None:
     # A socket, and `send`: to tell is no call that changes files, and is not killed for one.
     ours, childs = socket.socketpair()
+    go_out, go_in = os.pipe()  # both ends stay open here, so that a child may die before it reads
     child = os.fork()
     if not child:
         ours.close()
@@ -59,7 +60,7 @@ def _serve(work: Callable[..., object], arguments: Mapping[str, Any], libc: ctyp
 
         def ready() -> None:
             childs.sendall(json.dumps({"ready": os.getpid()}).encode() + b"\n")
-            childs.recv(1)
+            os.read(go_out, 1)
 
         try:
             answer = {"result": work(arguments, ready)}
@@ -74,7 +75,9 @@ def _serve(work: Callable[..., object], arguments: Mapping[str, Any], libc: ctyp
             sys.stdout.flush()
             if answer_line.startswith('{"ready"'):
                 sys.stdin.readline()
-                ours.sendall(b"g")
+                os.write(go_in, b"g")
+    os.close(go_out)
+    os.close(go_in)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     sys.stdout.write(json.dumps({"status": status}) + "\n")
     sys.stdout.flush()
