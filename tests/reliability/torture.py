@@ -27,7 +27,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-TOPICS: Final = ("kills", "disk", "space", "lockstep", "mixed", "processes", "damage")
+TOPICS: Final = (
+    *("kills", "pipelines", "power_cut", "processes"),
+    *("disk", "damage", "space", "lockstep", "mixed"),
+)
 """Modules of this folder. Each has `torture(seed, seconds, folder)`, and `why_not()` where it
 needs what a machine may not have."""
 
