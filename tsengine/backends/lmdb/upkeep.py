@@ -223,13 +223,8 @@ class Upkeep:
         By debt and not by level: small merges overtake big ones, which would starve behind
         them if they came first always.
         """
-        runs = self._store.manifest.runs
-
-        def debt(merge: Merge) -> float:
-            level = max(run.level for run in merge.inputs)
-            return sum(run.level == level for run in runs) / RUNS_DUE
-
-        merge = max(self._merges, key=debt)
+        owed = Counter(run.level for run in self._store.manifest.runs)
+        merge = max(self._merges, key=lambda merge: owed[merge.level])
         try:
             blocks, more = merge.step()
             if not more:
