@@ -95,7 +95,7 @@ class Stage:
         settle_seconds: how long merging went on from there.
         resident: memory of the writing process but for the file's pages; 0 where the
             system does not tell.
-        written: bytes that the process had the system write, in all; 0 likewise.
+        written: bytes that the process handed to the system to write, in all; 0 likewise.
         file: the files on disk, merging done.
         live: the blocks of the manifest.
         recent_here: the last hour of a series, in the writing process.
@@ -249,8 +249,9 @@ def _wait_until_idle() -> float:
 
 
 def _written() -> int:
-    """Bytes that this process has had the system write to disks so far."""
-    return _proc("io").get("write_bytes", 0)
+    """Bytes that this process has handed to the system to write so far."""
+    # Not write_bytes, which counts whole large folios of the page cache.
+    return _proc("io").get("wchar", 0)
 
 
 def _resident() -> int:
