@@ -90,20 +90,34 @@ def test_policies_are_all_there() -> None:
     assert first_words("Duplicate policies") == [policy.value for policy in DuplicatePolicy]
 
 
-def test_promises_name_tests_that_exist() -> None:
-    """Each row of the promises names tests, and each of them is defined somewhere."""
-    sources = "".join(
-        path.read_text(encoding="utf-8")
+def defined_tests(how: str = r"def (test_\w+)\(") -> set[str]:
+    """Give the names of all tests, ours and the kit's."""
+    return {
+        name
         for folder in ("tests", "tsengine/testing")
         for path in sorted((ROOT / folder).rglob("*.py"))
-    )
-    promises = rows("What is promised")
+        for name in re.findall(how, path.read_text(encoding="utf-8"))
+    }
+
+
+@pytest.mark.parametrize("title", ["What is promised", "Durability, in plain words"])
+def test_promises_name_tests_that_exist(title: str) -> None:
+    """Each row of the promises names tests, and each of them is defined somewhere."""
+    defined = defined_tests()
+    promises = rows(title)
     assert promises
     for row in promises:
         named = re.findall(r"`(test_\w+)`", row[2])
         assert named, row
-        for name in named:
-            assert f"def {name}(" in sources, name
+        assert not set(named) - defined, row
+
+
+def test_design_pages_name_tests_that_exist() -> None:
+    """Each test and each file of tests that a design page names is there."""
+    defined = defined_tests(r"\b(test_\w+)")  # the kit makes some by their names
+    for page in sorted((ROOT / "docs" / "design").glob("*.md")):
+        for name in re.findall(r"`(tests/[\w/]+\.py|test_\w+)`", page.read_text(encoding="utf-8")):
+            assert name in defined or (ROOT / name).is_file(), f"{page.name} names {name}"
 
 
 def test_links_lead_somewhere() -> None:

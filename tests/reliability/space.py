@@ -158,7 +158,7 @@ class Soak:
     def _disturb(self, commit: int) -> None:
         plan, chance = self._plan, self._random
         if chance.random() < plan.range_deletes:
-            span = (self._now - START_NS) // STEP_NS
+            span = max((self._now - START_NS) // STEP_NS, 1)
             start = START_NS + chance.randrange(span) * STEP_NS
             end = start + chance.randint(1, 20 * plan.steps) * STEP_NS
             self.engine.delete(chance.choice([None, chance.choice(self._labels)]), start, end)

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Final
 
 TOPICS: Final = (
-    *("kills", "pipelines", "power_cut", "processes"),
-    *("disk", "damage", "space", "lockstep", "mixed"),
+    *("kills", "pipelines", "power_cut", "disk", "damage"),
+    *("processes", "threads", "space", "lockstep", "mixed"),
 )
 """Modules of this folder. Each has `torture(seed, seconds, folder)`, and `why_not()` where it
 needs what a machine may not have."""
