@@ -559,7 +559,7 @@ def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environmen
                 os.fsencode(path),
                 map_size=size,
                 readonly=read_only,
-                create=not read_only,
+                create=False,  # the directory, which is there
                 metasync=durable,
                 mode=0o600,
                 max_dbs=16,
