@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import lmdb
 import pytest
 
-from tsengine.backends.lmdb import LmdbEngine, environment, failures, files
+from tsengine.backends.lmdb import LmdbEngine, environment, failures, files, merge, upkeep
 from tsengine.backends.lmdb import engine as engine_module
+from tsengine.backends.lmdb.reserve import RESERVE_BYTES
 from tsengine.errors import NotOpenError, StorageError, StorageFullError, StorePathError
 from tsengine.model import Labels
 
@@ -247,6 +249,77 @@ def test_a_failed_snapshot_is_typed_and_leaves_nothing(
                 engine.snapshot(str(tmp_path / "copy"))
         assert not (tmp_path / "copy").exists()
         engine.snapshot(str(tmp_path / "copy"))
+
+
+def test_merging_that_failed_is_tried_again_without_a_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed for want of room is done once there is some, though nobody writes."""
+    monkeypatch.setattr(upkeep, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(merge, "RUNS_DUE", 3)
+    monkeypatch.setattr(merge, "RUNS_MERGED", 2)
+    with LmdbEngine(str(path)) as engine:
+        work = engine._shared.upkeep
+        failed = threading.Event()
+        with monkeypatch.context() as patched:
+
+            def fail(*_: object) -> None:
+                failed.set()
+                raise StorageFullError("no room")
+
+            patched.setattr(work, "_finish", fail)
+            for number in range(8):
+                engine.write((A, 1 + number * 2_000 + row, 1.0) for row in range(1_500))
+            assert failed.wait(60)
+        deadline = time.monotonic() + 60
+        while len(engine._store.manifest.runs) == 8 or work.error is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_the_reserve_is_given_for_making_room_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk refuses a write and takes a delete, which gets the room that was kept for it."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write([(A, 1, 1.0)])
+        below = engine._store.environment
+        commit = below._commit
+        reserve = path / "reserve"
+
+        def commit_where_room(work: Callable[[lmdb.Transaction], Any]) -> Any:
+            if reserve.stat().st_blocks:
+                raise StorageFullError("no room")
+            return commit(work)
+
+        assert reserve.stat().st_blocks * 512 == RESERVE_BYTES
+        with monkeypatch.context() as patched:
+            patched.setattr(below, "_commit", commit_where_room)
+            with pytest.raises(StorageFullError):
+                engine.write([(A, 2, 1.0)])
+            assert engine.delete(A) == 1
+        assert engine.count() == 0
+        assert reserve.stat().st_blocks * 512 == RESERVE_BYTES
+        engine.check()
+
+
+def test_less_reserve_is_better_than_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk does not give all of it a part is taken, and the whole when it can be."""
+    allocate = os.posix_fallocate
+
+    def scarce(file: int, start: int, size: int) -> None:
+        if size > RESERVE_BYTES // 4 and "reserve" in Path(f"/proc/self/fd/{file}").readlink().name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(file, start, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", scarce)
+        engine = LmdbEngine(str(path), merging="manual").open()
+    with engine:
+        assert (path / "reserve").stat().st_blocks * 512 == RESERVE_BYTES // 4
+        for number in range(environment.RESERVE_TRIED_EVERY):
+            engine.write([(A, 1 + number, 1.0)])
+        assert (path / "reserve").stat().st_blocks * 512 == RESERVE_BYTES
 
 
 def _failing(error: Exception) -> Callable[..., Any]:

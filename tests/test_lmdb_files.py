@@ -21,7 +21,7 @@ from tsengine.model import Labels
 
 A = Labels("a", host="1")
 
-FILES = ["data.mdb", "lock.mdb", "writer.lock", "readers.lock"]
+FILES = ["data.mdb", "lock.mdb", "writer.lock", "readers.lock", "reserve"]
 
 
 @pytest.fixture

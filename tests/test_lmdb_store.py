@@ -718,7 +718,7 @@ def test_a_commit_of_unknown_outcome_can_be_repeated(
         environment_ = engine._store.environment
         write = environment_.write
 
-        def fails(work: Callable[[lmdb.Transaction], object]) -> object:
+        def fails(work: Callable[[lmdb.Transaction], object], **_: object) -> object:
             if happens:
                 write(work)
             raise StorageError("the outcome is unknown")
@@ -832,7 +832,7 @@ def test_reading_goes_on_after_a_commit_of_unknown_outcome(
         environment_ = engine._store.environment
         write = environment_.write
 
-        def interrupted(work: Callable[[lmdb.Transaction], object]) -> object:
+        def interrupted(work: Callable[[lmdb.Transaction], object], **_: object) -> object:
             write(work)
             raise KeyboardInterrupt
 

@@ -40,6 +40,10 @@ STRIDE: Final = 37
 what is tried again succeeds; and few enough that a life meets many."""
 
 
+class CannotMountError(Exception):
+    """A file system cannot be mounted here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What fails in a life.
@@ -149,8 +153,7 @@ def mounted(kind: str, folder: Path, mebibytes: int = 24) -> Iterator[Path]:
     """Mount a small file system of its own, `tmpfs` or `ext4`; gives its folder.
 
     Raises:
-        PermissionError: this process may not mount.
-        OSError: there is no such file system here, or no loop device.
+        CannotMountError: this process may not mount, or there is no such file system here.
     """
     place = folder / kind
     place.mkdir()
@@ -171,25 +174,41 @@ def mounted(kind: str, folder: Path, mebibytes: int = 24) -> Iterator[Path]:
 
 def _run(*command: str) -> None:
     if os.geteuid():
-        raise PermissionError(f"{command[0]} needs root")
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        raise CannotMountError(f"needs root: {command[0]}")
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError as error:
+        raise CannotMountError(f"{command[0]} is not installed") from error
     if ended.returncode:
-        raise OSError(f"{' '.join(command)}: {ended.stderr.strip()}")
+        raise CannotMountError(f"{' '.join(command)}: {ended.stderr.strip()}")
 
 
-def fill(template: Template, place: Path) -> dict[str, int]:
+def meet_full_disk(
+    template: Template,
+    work: str,
+    place: Path,
+    merging: str = "inline",
+    fault: str | None = None,
+) -> dict[str, int]:
     """Have a victim meet a full disk, on a file system of its own.
+
+    Args:
+        template: of `disk_victim.py`.
+        work: `fill` or `free`.
+        place: where the file system is mounted.
+        merging: how the store merges.
+        fault: a bug planted in the victim.
 
     Raises:
         AssertionError: a promise is broken.
     """
     (place / "target").mkdir()
     seen: dict[str, int] = template.run(
-        "fill",
+        work,
         store=str(place / "store"),
         target=str(place / "target"),
-        merging="inline",
-        fault=None,
+        merging=merging,
+        fault=fault,
     )
     return seen
 

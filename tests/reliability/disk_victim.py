@@ -19,11 +19,12 @@ from typing import Any, Final
 
 from tests.reliability.history import contents_of, deletion, differences, expected, points
 from tests.reliability.victim import BLOCK_POINTS, small_merges
-from tsengine.backends.lmdb import LmdbEngine, environment
+from tsengine.backends.lmdb import LmdbEngine, environment, reserve
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
 from tsengine.errors import StorageError, StorageFullError, UnsavedPointsError
+from tsengine.model import Labels
 
 STEPS: Final = 16
 """Steps of a life: two deletes, one of them of a series, merges of two levels."""
@@ -138,10 +139,12 @@ class Life:
             left = list(target.parent.iterdir())
             assert not left, f"a snapshot that failed left {left}"
             raise
-        with LmdbEngine(str(target), read_only=True) as engine:
-            engine.check()
-            assert contents_of(engine) == contents_of(self.engine)
-        shutil.rmtree(target)
+        try:
+            with LmdbEngine(str(target), read_only=True) as engine:
+                engine.check()
+                assert contents_of(engine) == contents_of(self.engine)
+        finally:
+            shutil.rmtree(target)
 
     def close(self) -> None:
         """Close buffer and store."""
@@ -282,7 +285,7 @@ def fill(arguments: Arguments, ready: Ready) -> dict[str, int]:
     number = 8
     for _ in range(2):
         take_all(filler)
-        number = _write_until_full(life, number)
+        number = _write_until_full(life, number, filler)
         pending = life.buffer.pending
         life.engine.check()
         life.engine.stats()
@@ -311,12 +314,13 @@ def fill(arguments: Arguments, ready: Ready) -> dict[str, int]:
     return life.end()
 
 
-def _write_until_full(life: Life, number: int) -> int:
+def _write_until_full(life: Life, number: int, filler: Path) -> int:
     """Go on until the disk is full; gives the step whose points are pending."""
     for _ in range(99):  # what is free inside the file takes some commits
         number += 1
         if deletion(number) is not None:
             life.step(number)
+            take_all(filler)  # what it left of the reserve
             continue
         life.buffer.write_many(points(number))
         try:
@@ -326,6 +330,45 @@ def _write_until_full(life: Life, number: int) -> int:
             return number
         life.done = number
     raise AssertionError("a full disk took a hundred commits")
+
+
+def free(arguments: Arguments, ready: Ready) -> dict[str, int]:
+    """Make room inside a store whose disk stays full: delete, compact, and write again.
+
+    The first delete takes more pages than the file has free.
+    """
+    _prepare(arguments)
+    many = [Labels("many", number=str(number)) for number in range(2_000)]
+    filler = Path(arguments["store"]).with_name("filler")
+    engine = LmdbEngine(arguments["store"], merging=arguments["merging"]).open()
+    failures = commits = now = 0
+    for _ in range(5):
+        now += 1
+        engine.write([(labels, now, float(now)) for labels in many])
+    take_all(filler)
+    for cycle in range(8):
+        assert engine.delete(None, 1, now + 1) == len(many)
+        if cycle % 2:
+            engine.compact()
+            take_all(filler)
+        assert engine.count() == 0
+        for _ in range(99):
+            now += 1
+            try:
+                engine.write([(labels, now, float(now)) for labels in many[: 1 + 100 * cycle]])
+            except StorageFullError:
+                failures += 1
+                break
+            commits += 1
+        engine.check()
+    engine.delete(many[0])
+    filler.unlink()
+    engine.write([(labels, now + 1, 0.0) for labels in many])
+    engine.compact()
+    assert engine.stats().details["upkeep_error"] is None
+    engine.check()
+    engine.close()
+    return {"failures": failures, "full": failures, "commits": commits}
 
 
 def take_all(filler: Path) -> None:
@@ -376,6 +419,8 @@ def _prepare(arguments: Arguments) -> None:
     small_merges()
     if arguments["fault"] == "panics":  # planted: LMDB is not opened anew
         environment.Environment._revive = lambda self: None  # type: ignore[method-assign]  # planted
+    if arguments["fault"] == "poor":  # planted: no room is kept
+        reserve.Reserve.hold = lambda self: None  # type: ignore[method-assign]  # planted
     if arguments["fault"] == "raw":  # planted: an error of LMDB's own comes through
         vars(environment)["translate"] = lambda error, _: error
 
@@ -394,4 +439,5 @@ WORKS: Final = {
     "close_full": close_full,
     "memory": memory,
     "fill": fill,
+    "free": free,
 }

@@ -87,10 +87,36 @@ def test_a_full_disk_is_survived(template: Template, tmp_path: Path, kind: str) 
     """On a disk full to the last byte reading goes on, and a buffer keeps what it cannot store."""
     try:
         with disk.mounted(kind, tmp_path) as place:
-            seen = disk.fill(template, place)
-    except OSError as error:
+            seen = disk.meet_full_disk(template, "fill", place)
+    except disk.CannotMountError as error:
         pytest.skip(f"cannot mount {kind}: {error}")
     assert seen["full"] == seen["failures"] >= 4
+
+
+@pytest.mark.parametrize("merging", ["inline", "background", "manual"])
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_room_can_be_made_inside_a_full_store(
+    template: Template, tmp_path: Path, kind: str, merging: str
+) -> None:
+    """On a disk that is full and stays so deletes succeed, and what they free is written again."""
+    try:
+        with disk.mounted(kind, tmp_path) as place:
+            seen = disk.meet_full_disk(template, "free", place, merging)
+    except disk.CannotMountError as error:
+        pytest.skip(f"cannot mount {kind}: {error}")
+    assert seen["commits"] > 8
+
+
+def test_a_store_without_a_reserve_is_caught(template: Template, tmp_path: Path) -> None:
+    """Without the room that is kept for it a delete on a full disk fails, and that is seen."""
+    try:
+        with (
+            disk.mounted("tmpfs", tmp_path) as place,
+            pytest.raises(AssertionError, match="StorageFullError"),
+        ):
+            disk.meet_full_disk(template, "free", place, fault="poor")
+    except disk.CannotMountError as error:
+        pytest.skip(f"cannot mount tmpfs: {error}")
 
 
 def test_what_fails_is_what_changes_files() -> None:

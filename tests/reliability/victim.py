@@ -34,7 +34,7 @@ from tsengine.model import ProducerMark
 BLOCK_POINTS: Final = 64
 """Rows of a block: small, so that commits and merges have several blocks."""
 
-FILES: Final = {"data.mdb", "lock.mdb", "writer.lock", "readers.lock"}
+FILES: Final = {"data.mdb", "lock.mdb", "writer.lock", "readers.lock", "reserve"}
 
 logging.getLogger("tsengine").addHandler(logging.NullHandler())  # upkeep fails when power does
 

@@ -312,11 +312,12 @@ class LmdbEngine(Engine):
         self._check_writable()
         store = self._store
         before = store.environment.file_bytes()
-        self._shared.upkeep.merge_all()
-        try:
-            reason = store.shrink()
-        except StorageFullError:
-            reason = "the disk has no room for the smaller file beside the larger"
+        with store.environment.without_reserve():
+            self._shared.upkeep.merge_all()
+            try:
+                reason = store.shrink()
+            except StorageFullError:
+                reason = "the disk has no room for the smaller file beside the larger"
         owed = self._store.sweeper.owed
         if not reason and owed:
             reason = f"{owed} merged runs are still being read"

@@ -33,7 +33,14 @@ from tsengine.backends.lmdb.files import (
     sync_directory,
     sync_file,
 )
-from tsengine.errors import CorruptionError, FormatVersionError, NotOpenError, StorageError
+from tsengine.backends.lmdb.reserve import Reserve
+from tsengine.errors import (
+    CorruptionError,
+    FormatVersionError,
+    NotOpenError,
+    StorageError,
+    StorageFullError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +59,9 @@ READERS_CHECKED_EVERY: Final = 16
 keeps the pages of its moment. It takes 0.4 µs, and a system call for each process that reads."""
 
 _OTHERS_READ: Final = "another process is reading the store"
+
+RESERVE_TRIED_EVERY: Final = 64
+"""Commits between two attempts to take the reserve that a full disk did not give."""
 
 REMEDIES_MAX: Final = 8
 """How often the beginning of a read is mended and tried again: once is enough, unless others
@@ -143,6 +153,7 @@ class Environment:
         self._is_down = False  # whether LMDB is closed, since opening it anew failed
         self._is_doubtful = False  # whether what the file shows may not all be on disk
         self._times_opened = 0
+        self._reserve = Reserve(path)
         self._lock = HeldLock(path, read_only=read_only)
         self._readers_lock: ReadersLock | None = None
         try:
@@ -160,6 +171,8 @@ class Environment:
             except BaseException:
                 self._lmdb.close()
                 raise
+            if not read_only:
+                self._reserve.hold()
         except BaseException:
             self._release_locks()
             raise
@@ -211,12 +224,13 @@ class Environment:
         """Begin a read transaction, for use with `with`."""
         return ReadTransaction(self)
 
-    def write(self, work: Callable[[lmdb.Transaction], T]) -> T:
+    def write(self, work: Callable[[lmdb.Transaction], T], *, makes_room: bool = False) -> T:
         """Run `work` in a write transaction and commit it.
 
         Args:
             work: gets the transaction; it may be called again after the map has grown, so
                 it changes nothing but the transaction.
+            makes_room: whether it leads to free pages; on a full disk it gets the reserve.
 
         Raises:
             NotOpenError: the environment was closed.
@@ -231,19 +245,47 @@ class Environment:
             if self._writes % READERS_CHECKED_EVERY == 0:
                 self.clear_dead_readers()
             self._writes += 1
-            while True:
+            try:
+                result = self._commit(work)
+            except StorageFullError:
+                if not (makes_room and self._reserve.release()):
+                    raise
                 try:
-                    with self._lmdb.begin(write=True, buffers=True) as transaction:
-                        result = work(transaction)
-                except lmdb.MapFullError:
-                    self._resize_map(self._lmdb.info()["map_size"] * 2)
-                except lmdb.MapResizedError:
-                    self._resize_map(0)
-                except lmdb.Error as error:
-                    self._is_doubtful = True
-                    raise translate(error, self.path) from error
-                else:
-                    return result
+                    self._mend()
+                    result = self._commit(work)
+                finally:
+                    self._reserve.hold()
+            else:
+                if not self._reserve.is_whole and self._writes % RESERVE_TRIED_EVERY == 0:
+                    self._reserve.hold()
+            return result
+
+    @contextlib.contextmanager
+    def without_reserve(self) -> Iterator[None]:
+        """Give the reserve back to the disk meanwhile, for work that makes more room than that."""
+        with self._write_lock:
+            self._reserve.release()
+        try:
+            yield
+        finally:
+            with self._write_lock:
+                if not self._closed:
+                    self._reserve.hold()
+
+    def _commit(self, work: Callable[[lmdb.Transaction], T]) -> T:
+        while True:
+            try:
+                with self._lmdb.begin(write=True, buffers=True) as transaction:
+                    result = work(transaction)
+            except lmdb.MapFullError:
+                self._resize_map(self._lmdb.info()["map_size"] * 2)
+            except lmdb.MapResizedError:
+                self._resize_map(0)
+            except lmdb.Error as error:
+                self._is_doubtful = True
+                raise translate(error, self.path) from error
+            else:
+                return result
 
     def moment(self, transaction: lmdb.Transaction) -> int:
         """Give a number for what a transaction sees, another one for anything else.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tsengine.backends.lmdb.failures import translate_os
+from tsengine.backends.lmdb.reserve import RESERVE_FILE
 from tsengine.errors import StoreInUseError, StorePathError
 from tsengine.waiting import Patience
 
@@ -42,7 +43,7 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 META_BYTES: Final = 2 << 15
 """Room for LMDB's two meta pages at its largest page size, 32 KiB."""
 
-_FILES: Final = frozenset({DATA_FILE, LOCK_FILE, WRITER_LOCK, READERS_LOCK, SCRATCH})
+_FILES: Final = frozenset({DATA_FILE, LOCK_FILE, WRITER_LOCK, READERS_LOCK, SCRATCH, RESERVE_FILE})
 
 
 class Mark(NamedTuple):

@@ -311,13 +311,18 @@ class Store:
         return self.catalogue.number_cache(self.manifest.state.catalogue_epoch)
 
     def publish(
-        self, manifest: Manifest, work: Callable[[lmdb.Transaction], None] | None = None
+        self,
+        manifest: Manifest,
+        work: Callable[[lmdb.Transaction], None] | None = None,
+        *,
+        makes_room: bool = False,
     ) -> None:
         """Commit a new manifest together with other changes; `commit_lock` is held.
 
         Args:
             manifest: what the store is to be.
             work: called with the write transaction before the manifest is written.
+            makes_room: as for `Environment.write`.
         """
         before = self.manifest
 
@@ -328,7 +333,7 @@ class Store:
             return self.environment.moment(transaction)
 
         try:
-            moment = self.environment.write(write)
+            moment = self.environment.write(write, makes_room=makes_room)
             self._manifest = replace(manifest, moment=moment)
         except BaseException:  # an interrupt may come between the two as well
             self._is_sure = False
@@ -491,7 +496,7 @@ class Store:
                 key = pack_u64(REMOVED_SERIES | event.sequence)
                 transaction.put(key, seal(RETIRED, key, row), db=self.environment.tables[RETIRED])
 
-        self.publish(manifest, work)
+        self.publish(manifest, work, makes_room=True)
         if remove:
             kept = self.catalogue.cache
             gone = set(numbers)

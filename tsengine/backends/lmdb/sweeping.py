@@ -216,7 +216,7 @@ class Sweeper:
                     transaction.delete(pack_u64(removed.key), db=tables[RETIRED])
                 done.add(removed)
 
-        self._environment.write(work)
+        self._environment.write(work, makes_room=True)
         with self._lock:
             self._runs = [one for one in self._runs if one not in done]
             self._tails = deque(one for one in self._tails if one not in done)

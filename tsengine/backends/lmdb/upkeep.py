@@ -24,6 +24,10 @@ from tsengine.errors import NotOpenError
 
 logger = logging.getLogger(__name__)
 
+RETRY_SECONDS: Final = 30.0
+"""How long the background waits for a commit before it tries again what failed: there may be room
+on the disk by then, and the log is not flooded."""
+
 SWEEP_POLL_SECONDS: Final = 1.0
 """How often runs are looked at that a reader still pins."""
 
@@ -126,21 +130,24 @@ class Upkeep:
     @property
     def _poll_seconds(self) -> float | None:
         """How long to wait for a commit before looking again."""
+        if self._is_paused:
+            return RETRY_SECONDS
         if self._store.sweeper.owed:
             return SWEEP_POLL_SECONDS
         return None if self._store.options.retention is None else RETENTION_POLL_SECONDS
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait(self._poll_seconds)
+            if not self._wake.wait(self._poll_seconds):
+                self._is_paused = False
             self._wake.clear()
             self._guard(self._work_on)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Do work whose failure has nobody to be raised to.
 
-        stats() tells of it, the log tells, and the next commit makes it try again. What a
-        merge wrote so far is swept.
+        stats() tells of it, the log tells, and it is tried again at the next commit, and in the
+        background after a while without one. What a merge wrote so far is swept.
         """
         try:
             work()
@@ -275,6 +282,7 @@ class Upkeep:
             merged = {run.number for run in merge.inputs}
             place = before.runs.index(merge.inputs[0])
             runs = [run for run in before.runs if run.number not in merged]
+            size = 0 if result is None else result.size
             if result is not None:
                 runs.insert(place, result)
             manifest = before.with_runs(runs, store.counters)
@@ -287,7 +295,9 @@ class Upkeep:
                 for one in retired:
                     transaction.put(pack_u64(one.number), one.pack(), db=table)
 
-            store.publish(manifest, work)
+            store.publish(
+                manifest, work, makes_room=2 * size < sum(run.size for run in merge.inputs)
+            )
         store.sweeper.add_merged(merge.number, retired)
 
     def _retire(self, manifest: Manifest, runs: tuple[Run, ...]) -> list[Retired]:
@@ -318,7 +328,7 @@ class Upkeep:
                 for one in retired:
                     transaction.put(pack_u64(one.number), one.pack(), db=table)
 
-            store.publish(manifest, work)
+            store.publish(manifest, work, makes_room=True)
         store.sweeper.add_runs(retired)
 
     def _all_that_needs_it(self, manifest: Manifest) -> Sequence[Run]:
