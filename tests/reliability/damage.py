@@ -41,6 +41,8 @@ class Tally:
         told: of how many `check()` told.
         right: how many had right answers only.
         refused: how many had some answer refused by a typed error.
+        unseen: damages of many bytes for which reading left out something and did not see it;
+            `check()` told. Never one of a single bit, and never a wrong value.
         killed: damages that killed a process that had not checked, and by which signal.
         broken: broken promises, in words.
     """
@@ -49,6 +51,7 @@ class Tally:
     told: int = 0
     right: int = 0
     refused: int = 0
+    unseen: int = 0
     killed: list[tuple[Damage, int]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -59,6 +62,7 @@ class Tally:
             "told by check": self.told,
             "right": self.right,
             "refused": self.refused,
+            "something left out without check": self.unseen,
             "killed without check": len(self.killed),
             "broken promises": len(self.broken),
         }
@@ -127,6 +131,11 @@ def run_damages(store: Path, damages: Sequence[Damage], work: Path, *, fault: st
     for result in results:
         _judge(damages[result["index"]], result, tally)
     return tally
+
+
+def _is_flip(damage: Damage) -> bool:
+    changes, length = damage
+    return length is None and len(changes) == 1 and len(changes[0][1]) == 2  # one byte
 
 
 def _named(damage: Damage) -> str:
@@ -248,6 +257,7 @@ def torture(seed: int, seconds: float, folder: Path) -> dict[str, object]:
         total.told += tally.told
         total.right += tally.right
         total.refused += tally.refused
+        total.unseen += tally.unseen
         total.killed += tally.killed
         total.broken += tally.broken
         assert not total.broken, f"seed {seed}: {summary(total.broken)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -188,7 +189,8 @@ class State(NamedTuple):
         next_series: the next series number, before its kind is added.
         catalogue_epoch: goes up whenever a series is removed.
         last_write_ns: when the last points were committed; 0 for never.
-        runs, deletes: how many the manifest has, so that a missing row is seen.
+        runs, deletes: the `digest` of their numbers, so that a missing row is seen, or a page
+            as it was before.
         series: how many series are listed.
     """
 
@@ -235,6 +237,12 @@ class State(NamedTuple):
         return cls(*_STATE.unpack(plain))
 
 
+def digest(numbers: Sequence[int]) -> int:
+    """Tell runs or deletes in 64 bits: how many, and a checksum of their numbers."""
+    packed = struct.pack(f"<{len(numbers)}Q", *sorted(numbers))
+    return len(numbers) << 32 | zlib.crc32(packed)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
     """What a store holds at one moment; immutable, so that a reader has it for nothing.
@@ -262,7 +270,11 @@ class Manifest:
         deletes = self.deletes if deletes is None else deletes
         deletes = tuple(delete for delete in deletes if any(map(delete.touches, runs)))
         version = max(self.state.version, state.version) + 1
-        state = state._replace(version=version, runs=len(runs), deletes=len(deletes))
+        state = state._replace(
+            version=version,
+            runs=digest([run.number for run in runs]),
+            deletes=digest([one.sequence for one in deletes]),
+        )
         return Manifest(self.moment, state, tuple(runs), deletes)
 
     def save(
@@ -303,12 +315,11 @@ class Manifest:
             DeleteEvent.unpack(unpack_u64(key), row)
             for key, row in transaction.cursor(tables[DELETES])
         ]
-        # In a damaged page a row may stand twice, in the place of another one.
-        different = len({run.number for run in runs}), len({one.sequence for one in deletes})
-        if different != (state.runs, state.deletes):
+        found = digest([run.number for run in runs]), digest([one.sequence for one in deletes])
+        if found != (state.runs, state.deletes):
             raise CorruptionError(
-                f"the manifest has {different[0]} runs and {different[1]} deletes, it should have "
-                f"{state.runs} and {state.deletes}"
+                "the manifest lists other runs or deletes than the state of the store knows: "
+                f"{len(runs)} and {len(deletes)}"
             )
         runs.sort(key=lambda run: run.sequence_last)
         return cls(moment, state, tuple(runs), tuple(deletes))

@@ -41,7 +41,7 @@ from tsengine.backends.lmdb.layout import (
 from tsengine.backends.lmdb.marks import pack_mark, unpack_mark
 from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns, split_tails, tail_start
 from tsengine.backends.lmdb.reading import BlockReader
-from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, Run, State
+from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, Run, State, digest
 from tsengine.backends.lmdb.sweeping import SWEEP_BLOCKS, Sweeper, delete_blocks
 from tsengine.errors import (
     CorruptionError,
@@ -396,7 +396,7 @@ class Store:
             return False  # every point was refused
         state = state._replace(
             version=state.version + 1,
-            runs=len(runs),
+            runs=digest([run.number for run in runs]),
             sequence=sequence,
             next_run=number + 1,
             next_series=state.next_series + created,
