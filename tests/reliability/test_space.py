@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.space import Plan, Soak, compact_beside_readers
-from tsengine.backends.lmdb import environment
+from tsengine.backends.lmdb import files
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,9 @@ def test_a_compaction_under_readers_is_found(
     """The harness sees a file that is swapped although another process has it open."""
 
     @contextmanager
-    def nobody(path: Path) -> Iterator[bool]:
+    def nobody(lock: files.ReadersLock) -> Iterator[bool]:
         yield True
 
-    monkeypatch.setattr(environment, "readers_shut_out", nobody)
-    monkeypatch.setattr(environment.Environment, "has_other_processes", lambda self: False)
+    monkeypatch.setattr(files.ReadersLock, "shut_out", nobody)
     with pytest.raises(AssertionError, match="compacted under an open reader"):
         compact_beside_readers(1, tmp_path, 14)
