@@ -30,6 +30,7 @@ from tsengine.backends.lmdb.absence import check_absent
 from tsengine.backends.lmdb.environment import Environment, Table
 from tsengine.backends.lmdb.layout import (
     KIND_SHIFT,
+    META,
     NAMES,
     SEAL_BYTES,
     SEAL_SEEDS,
@@ -43,6 +44,7 @@ from tsengine.backends.lmdb.layout import (
     unseal,
 )
 from tsengine.backends.lmdb.postings import LabelsOf, Postings
+from tsengine.backends.lmdb.runs import State
 from tsengine.backends.lmdb.series_rows import ROW_SERIES_MAX, SeriesRows
 from tsengine.errors import CorruptionError
 from tsengine.model import Int64Array, Labels, ValueKind
@@ -352,7 +354,8 @@ class Catalogue:
 
     def label_values(self, transaction: lmdb.Transaction, name: str) -> list[str]:
         """Give the values of a label, sorted."""
-        values = set(self.postings.values(transaction, name, self._labels_of(transaction)))
+        version = self._index_version(transaction)
+        values = set(self.postings.values(transaction, name, self._labels_of(transaction), version))
         for _, labels in self.unindexed(transaction):
             if name in labels:
                 values.add(labels[name])
@@ -400,7 +403,19 @@ class Catalogue:
             matcher.name,
             lambda value: matcher.matches(value) is wanted,
             self._labels_of(transaction),
+            self._index_version(transaction),
         )
+
+    def _index_version(self, transaction: lmdb.Transaction) -> object:
+        """Give what changes whenever the rows of `postings` do.
+
+        Registering takes numbers, removing begins an epoch, and a slice of indexing takes
+        notes away.
+        """
+        tables = self._environment.tables
+        state = State.load(transaction, tables[META])
+        notes = transaction.stat(tables[UNINDEXED])["entries"]
+        return state.catalogue_epoch, state.next_series, notes
 
     def _in_name_order(
         self, transaction: lmdb.Transaction, unindexed: Iterable[tuple[int, Labels]]

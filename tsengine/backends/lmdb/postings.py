@@ -43,6 +43,12 @@ _FEW: Final = 16
 _STEPS_MAX: Final = 16
 """Rows of a value that are stepped over: that many take as long as one search."""
 
+VALUES_MAX: Final = 1 << 16
+"""Most values of labels that are remembered, of all labels together: some 150 bytes each."""
+
+_FEW_LABELS: Final = 64
+"""Values up to which the rows of each are searched for rather than all walked along."""
+
 _PLAIN: Final = ord("=")
 _BASE_BYTES: Final = 8
 _HASH_PART_BYTES: Final = 33
@@ -57,6 +63,7 @@ class Postings:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
+        self._listed: dict[str, tuple[object, list[tuple[str, bytes]]]] = {}  # by label name
 
     @property
     def _table(self) -> Table:
@@ -85,6 +92,7 @@ class Postings:
         name: str,
         is_wanted: Callable[[str], bool],
         texts: LabelsOf,
+        version: object,
     ) -> Int64Array:
         """Give the numbers of the series whose value of a label is wanted, ascending.
 
@@ -93,10 +101,16 @@ class Postings:
             name: of the label.
             is_wanted: asked once for each value.
             texts: as `LabelsOf` says.
+            version: of the whole table, at the moment of the transaction.
         """
+        listed = self._values(transaction, name, texts, version)
+        wanted = {label for value, label in listed if is_wanted(value)}
+        if len(wanted) <= _FEW_LABELS:
+            found = [self.numbers(transaction, label) for label in sorted(wanted)]
+            return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
         rows = _Rows()
-        for value, label, cursor in self._walk(transaction, name, texts):
-            if is_wanted(value):
+        for _, label, cursor in self._walk(transaction, name, texts):
+            if label in wanted:
                 key, packed = cursor.item()
                 prefix = label + b"\0"
                 while key[:-_BASE_BYTES] == prefix:
@@ -106,9 +120,24 @@ class Postings:
                     key, packed = cursor.item()
         return rows.numbers()
 
-    def values(self, transaction: lmdb.Transaction, name: str, texts: LabelsOf) -> list[str]:
-        """Give the values that a label has, in no particular order."""
-        return [value for value, _, _ in self._walk(transaction, name, texts)]
+    def values(
+        self, transaction: lmdb.Transaction, name: str, texts: LabelsOf, version: object
+    ) -> list[str]:
+        """Give the values that a label has, in no particular order; arguments as in `matching`."""
+        return [value for value, _ in self._values(transaction, name, texts, version)]
+
+    def _values(
+        self, transaction: lmdb.Transaction, name: str, texts: LabelsOf, version: object
+    ) -> list[tuple[str, bytes]]:
+        """Give the values of a label and their keys: walked along once for a version."""
+        known = self._listed.get(name)
+        if known is not None and known[0] == version:
+            return known[1]
+        listed = [(value, label) for value, label, _ in self._walk(transaction, name, texts)]
+        others = {key: one for key, one in self._listed.copy().items() if one[0] == version}
+        if len(listed) + sum(len(one[1]) for one in others.values()) <= VALUES_MAX:
+            self._listed = {**others, name: (version, listed)}
+        return listed
 
     def names(self, transaction: lmdb.Transaction, texts: LabelsOf) -> list[str]:
         """Give the names of all labels, in no particular order."""
