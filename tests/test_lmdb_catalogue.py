@@ -225,6 +225,25 @@ def test_others_have_their_turn_between_slices(path: Path, monkeypatch: pytest.M
         assert engine.stats().series == len(UNIVERSE) + 1 + len(turns)
 
 
+@pytest.mark.parametrize("shared", [0, 20])
+def test_series_of_several_kinds_are_indexed_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch, shared: int
+) -> None:
+    """A slice of series of two kinds, whose numbers lie far apart, is found by its labels."""
+    monkeypatch.setattr(catalogue, "INDEXED_AT_ONCE_MAX", 2)
+    floats = [Labels("m", id=str(place)) for place in range(5 + shared)]
+    integers = [Labels("m", id=str(place), kind="int") for place in range(5 + shared)]
+    with LmdbEngine(str(path), integers="int") as engine:
+        engine.write([*((one, 1, 1.0) for one in floats), *((one, 1, 1) for one in integers)])
+        assert engine.stats().details["upkeep_error"] is None
+        assert set(engine.series("m")) == {*floats, *integers}
+        assert set(engine.series('{id="3"}')) == {floats[3], integers[3]}
+        engine.check()
+        assert engine.delete('{kind="int"}') == len(integers)
+        assert set(engine.series("m")) == set(floats)
+        engine.check()
+
+
 @pytest.mark.usefixtures("tiny")
 def test_removing_waits_for_indexing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A delete of series that another thread is just indexing removes them from every table."""

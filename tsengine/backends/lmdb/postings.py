@@ -181,8 +181,8 @@ class Postings:
         rows = []
         for label in sorted(having):
             numbers = having[label]
-            if len(numbers) <= _FEW:
-                base = numbers[0]
+            base = numbers[0]
+            if len(numbers) <= _FEW and numbers[-1] - base < _DISTANCE_END:
                 key = label + b"\0" + pack_u64(base)
                 distances = struct.pack(f"<{len(numbers)}I", *[one - base for one in numbers])
                 rows.append((key, seal(POSTINGS, key, distances)))
@@ -329,10 +329,17 @@ def _row_before(cursor: lmdb.Cursor, prefix: bytes, number: int) -> tuple[int, I
 
 
 def _packed(prefix: bytes, numbers: Int64Array) -> list[tuple[bytes, bytes]]:
-    """Give the rows for ascending numbers of one label."""
+    """Give the rows for ascending numbers of one label.
+
+    They may be of several kinds, which are too far apart to stand in one row.
+    """
     rows = []
-    for first in range(0, len(numbers), ROW_NUMBERS_MAX):
-        part = numbers[first : first + ROW_NUMBERS_MAX]
-        key = prefix + pack_u64(int(part[0]))
-        rows.append((key, seal(POSTINGS, key, (part - part[0]).astype(_DISTANCE).tobytes())))
+    first = 0
+    while first < len(numbers):
+        base = int(numbers[first])
+        near = int(numbers.searchsorted(base + _DISTANCE_END))
+        part = numbers[first : min(near, first + ROW_NUMBERS_MAX)]
+        key = prefix + pack_u64(base)
+        rows.append((key, seal(POSTINGS, key, (part - base).astype(_DISTANCE).tobytes())))
+        first += len(part)
     return rows
