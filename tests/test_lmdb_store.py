@@ -276,7 +276,7 @@ def test_writers_wait_for_merging(path: Path, monkeypatch: pytest.MonkeyPatch) -
     step = upkeep.Upkeep._step
 
     def slowly(self: upkeep.Upkeep) -> None:
-        with self._stepped:
+        with self._step_lock:
             before = self._steps
         wrote.wait(1)  # a step takes as long as a commit at least
         wrote.clear()

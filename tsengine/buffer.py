@@ -102,6 +102,7 @@ class WriteBuffer:
         "_points_max",
         "_room",
         "_sequence",
+        "_staging",
         "_state",
         "_state_lock",
         "producer",
@@ -135,11 +136,12 @@ class WriteBuffer:
         self._entries: list[object] = []
         self._judge = Judge(handler, self._entries)
 
-        # Held through a commit; guards the front of _entries, _departing, _sequence, _marked
-        # and _committed. Taken before _state_lock where both are.
+        # Held through a commit; guards the front of _entries, _departing, _sequence, _staging,
+        # _marked and _committed. Taken before _state_lock where both are.
         self._flush_lock = threading.Lock()
         self._departing: Departure | None = None  # whose commit is under way or has failed
         self._sequence: int | None = None  # of the last batch committed; None before the first
+        self._staging: tuple[int, int] | None = None  # thread and points of what was staged last
         self._marked = False  # whether the handler may hold a mark of ours
         self._committed = _NOTHING
 
@@ -262,14 +264,17 @@ class WriteBuffer:
             entries = self._entries[:]
             points = points_of(entries)
             with self._state_lock:
-                del self._entries[: len(entries)]
-                self._extra -= len(points) - len(entries) // ENTRY
                 if self._departing is not None and self._sequence is not None:
-                    self._departing = None
                     self._sequence += 1  # the number of its batch may be taken
+                    self._departing = None
+                extra = self._extra - (len(points) - len(entries) // ENTRY)
                 self._limit = self._points_max
                 self._failure = None
-                self._set_room_locked()
+                room = self._room_with_locked(extra)
+                # All that may fail is done: nothing between here and the caller can.
+                del self._entries[: len(entries)]
+                self._extra = extra
+                self._room = room
         return points
 
     def close(self) -> None:
@@ -321,10 +326,12 @@ class WriteBuffer:
         return len(self._entries) // ENTRY + self._extra
 
     def _set_room_locked(self) -> None:
+        self._room = self._room_with_locked(self._extra)
+
+    def _room_with_locked(self, extra: int) -> int:
         if self._state is _State.OPEN and self._failure is None:
-            self._room = ENTRY * (self._limit - self._extra - 1)  # the last one does more
-        else:
-            self._room = 0
+            return ENTRY * (self._limit - extra - 1)  # the last one does more
+        return 0
 
     def _check_state_locked(self) -> None:
         if self._state is _State.FORKED:
@@ -362,10 +369,21 @@ class WriteBuffer:
         """Append judged entries, all in one step; commit if that fills the buffer."""
         with self._state_lock:
             self._check_state_locked()
-            self._entries.extend(entries)
-            self._extra += points - len(entries) // ENTRY
-            self._set_room_locked()
-        self._commit_by_size(points)
+            extra = self._extra + points - len(entries) // ENTRY
+            room = self._room_with_locked(extra)
+            held = self._entries
+            # All three or none: the first takes the points or raises, and from there on
+            # nothing needs memory, and no call lets an interrupt in.
+            held += entries
+            self._extra = extra
+            self._room = room
+        try:
+            self._commit_by_size(points)
+        except Exception as error:  # noqa: BLE001  # ours are taken: the next write raises it
+            # Without a lock, which may need memory that is not there: room that is given
+            # by another thread meanwhile, or taken once too often, does no harm.
+            self._failure = error
+            self._room = 0
 
     # Committing. Callers hold _flush_lock, but for _commit_by_size.
 
@@ -383,11 +401,6 @@ class WriteBuffer:
                     full = self._pending_locked() >= self._limit
                 if full:
                     self._commit_next()
-            except Exception as error:  # noqa: BLE001  # ours are taken: the next write raises it
-                with self._state_lock:
-                    self._failure = error
-                    self._set_room_locked()
-                return
             finally:
                 self._flush_lock.release()
 
@@ -428,16 +441,19 @@ class WriteBuffer:
             raise
         sequence = self._sequence + 1
         elements = ENTRY * departing.entries
+        committed = _join([self._committed, replace(receipt, indices=())])
         with self._state_lock:
-            # No call until all four are done: a KeyboardInterrupt comes between calls.
+            extra = self._extra - (departing.points - departing.entries)
+            # All six or none: the first raises for want of memory, or nothing does, and
+            # without a call among them no interrupt comes between.
             del self._entries[:elements]
             self._departing = None
             self._sequence = sequence
-            self._extra -= departing.points - departing.entries
+            self._extra = extra
+            self._committed = committed
             self._failure = None
             self._limit = self._points_max
             self._set_room_locked()
-        self._committed = _join([self._committed, replace(receipt, indices=())])
         return departing.points, receipt
 
     def _last_sequence(self) -> int:
@@ -449,29 +465,33 @@ class WriteBuffer:
     def _hand_over(self, departing: Departure, mark: ProducerMark) -> WriteReceipt:
         """Have the handler commit a batch; its indices then count in order of arrival."""
         handler = self._handler
+        if handler.staged_points and self._staging == (
+            threading.get_ident(),
+            handler.staged_points,
+        ):
+            handler.discard_buffer()  # ours: an interrupt came when it was to be discarded
         if handler.staged_points:
             raise LifecycleError(
                 f"this thread has {handler.staged_points} points staged on {handler!r} itself; "
                 "flush_buffer() or discard_buffer() there first"
             )
         staged = 0
+        is_staged = False
         try:
             for batch in departing.batches:
+                self._staging = threading.get_ident(), staged + len(batch)
                 handler.write_batch_to_buffer(batch)
                 staged += len(batch)
-        except BaseException as error:
-            handler.discard_buffer()
-            if isinstance(error, InvalidDataError):
-                error.indices = departing.arrived(error.indices, staged)
-            raise
-        try:
+            is_staged = True
             if handler.marks_producers:
                 self._marked = True
                 receipt = handler.flush_buffer(mark)
             else:
                 receipt = handler.flush_buffer()
-        except InvalidDataError as error:
-            error.indices = departing.arrived(error.indices)
+        except BaseException as error:
+            handler.discard_buffer()
+            if isinstance(error, InvalidDataError):
+                error.indices = departing.arrived(error.indices, 0 if is_staged else staged)
             raise
         return replace(receipt, indices=departing.arrived(receipt.indices))
 

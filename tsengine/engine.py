@@ -253,8 +253,9 @@ class Engine(WriteBufferHandler):
         self._clock_ns = clock_ns
         self._adopt_options(self.options)
         self._state = _State.NEW
+        self._holds_store = False  # from open() until `_close` has returned
         self._pid = os.getpid()
-        self._lifecycle_lock = threading.Lock()  # guards _state and _stagings
+        self._lifecycle_lock = threading.Lock()  # guards _state and what is added to _stagings
         self._thread = threading.local()  # .staging, what this thread staged
         self._stagings: set[Staging] = set()  # of all threads, so that close can count them
         self.marks_producers = Capability.PRODUCER_MARKS in self.capabilities
@@ -272,7 +273,7 @@ class Engine(WriteBufferHandler):
 
     @abstractmethod
     def _close(self) -> None:
-        """Primitive: give back what `_open` took; called once."""
+        """Primitive: give back what `_open` took; called again only where it raised."""
 
     @abstractmethod
     def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
@@ -345,6 +346,7 @@ class Engine(WriteBufferHandler):
                 except StoreInUseError as error:
                     refusal = error
                 else:
+                    self._holds_store = True
                     self._state = _State.OPEN
                     return self
             if patience.is_none:
@@ -365,12 +367,16 @@ class Engine(WriteBufferHandler):
             self._state = _State.CLOSED
             return
         with self._lifecycle_lock:
-            was_open = self._state is _State.OPEN
+            unsaved = sum(map(len, self._stagings.copy()))  # others discard meanwhile
+            holds_store, self._holds_store = self._holds_store, False
             self._state = _State.CLOSED
-            unsaved = sum(map(len, self._stagings))
             self._stagings.clear()
-        if was_open:
-            self._close()
+        if holds_store:
+            try:
+                self._close()
+            except BaseException:
+                self._holds_store = True  # a second call tries again
+                raise
         if unsaved:
             raise UnsavedPointsError(
                 f"closed with {unsaved} staged points; flush_buffer() stores them",
@@ -678,10 +684,11 @@ class Engine(WriteBufferHandler):
 
     def _take_staging(self) -> Staging | None:
         """Take this thread's staging away from it."""
+        # Without a lock, which may need memory that is not there: to be rid of a staging must
+        # always work. A set discards in one step.
         staging: Staging | None = getattr(self._thread, "staging", None)
         self._thread.staging = None
-        with self._lifecycle_lock:
-            self._stagings.discard(staging)
+        self._stagings.discard(staging)
         return staging
 
     def _commit_staging(self, staging: Staging, mark: ProducerMark | None) -> WriteReceipt:

@@ -117,6 +117,7 @@ class LmdbEngine(Engine):
         age = own.pop("snapshot_age_max", None)
         if age is not None:
             own["snapshot_age_max_ns"] = int(float(str(age)) * 1e9)
+        self._user = object()  # stands for this engine among those that share a store
         self._settings = Settings(read_only=self.read_only, **own)  # type: ignore[arg-type]  # converted by option_converters
 
     # Primitives.
@@ -128,15 +129,20 @@ class LmdbEngine(Engine):
             self.options,
             self._store_options_given,
             self._clock_ns,
+            self._user,
         )
         self._store: Store = self._shared.store
-        self._adopt_options(self._store.options)
+        try:
+            self._adopt_options(self._store.options)
+        except BaseException:
+            self._close()
+            raise
         if not (self.read_only or self.validates_every_point):
             self._floats_store = self._store
 
     def _close(self) -> None:
         self._floats_store = None
-        release(self._shared)
+        release(self._shared, self._user)
 
     def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
         store = self._store
@@ -374,12 +380,18 @@ class LmdbEngine(Engine):
             raise NotOpenError(f"{self!r} is not open, and there is no store yet to be checked")
         settings = replace(self._settings, read_only=True)
         shared = acquire(
-            path, settings, self.options, self._store_options_given, self._clock_ns, verify=True
+            path,
+            settings,
+            self.options,
+            self._store_options_given,
+            self._clock_ns,
+            self._user,
+            verify=True,
         )
         try:
             check_store(shared.store)
         finally:
-            release(shared)
+            release(shared, self._user)
 
     # Inside.
 

@@ -78,20 +78,21 @@ class ReadTransaction:
     What it reads are buffers that live as long as the transaction: copy before it ends.
     """
 
-    __slots__ = ("_environment", "_transaction")
+    __slots__ = ("_environment", "_reader", "_transaction")
 
     def __init__(self, environment: Environment) -> None:
+        self._reader = id(self)  # made here, so that leaving needs no memory
         self._environment = environment
 
     def __enter__(self) -> lmdb.Transaction:
-        self._transaction = self._environment._begin_read(id(self))
+        self._transaction = self._environment._begin_read(self._reader)
         return self._transaction
 
     def __del__(self) -> None:
         # An interrupt may come between any two steps of making, entering and leaving.
         environment = getattr(self, "_environment", None)
         if environment is not None:
-            environment._readers.discard(id(self))
+            environment._readers.pop(self._reader, None)
 
     def __exit__(
         self,
@@ -104,7 +105,7 @@ class ReadTransaction:
                 self._environment.explain(error, self._transaction)
             self._transaction.abort()
         finally:
-            self._environment._end_read(id(self))
+            self._environment._end_read(self._reader)
         if isinstance(error, lmdb.Error):
             raise translate(error, self._environment.path) from error
 
@@ -142,9 +143,11 @@ class Environment:
         self.explain: Callable[[CorruptionError, lmdb.Transaction], None] = lambda *_: None
         self._durable = durable
         self._table_names = tuple(tables)
-        self._gate_lock = threading.Lock()  # guards _readers, _shut and _closed
+        self._gate_lock = threading.Lock()  # guards what is added to _readers, _shut and _closed
         self._gate = threading.Condition(self._gate_lock)  # waited at by those shut out
-        self._readers: set[int] = set()  # by identity, so that leaving twice is leaving once
+        # By identity, so that leaving twice is leaving once, and in which thread each reads.
+        # Taken out without the lock: a dict changes in one step.
+        self._readers: dict[int, int] = {}
         self._shut = False
         self._closed = False
         # Guards LMDB's one write transaction, and with it what changes _lmdb or follows here.
@@ -178,8 +181,11 @@ class Environment:
             raise
 
     def close(self) -> None:
-        """Close, waiting for the transactions of this process to end."""
-        with self._write_lock, self._alone():
+        """Close, waiting for the transactions of this process to end; again where it raised."""
+        with self._write_lock, self._gate_lock:
+            self._wait_for_readers_locked()
+            if not self._lock.is_held:
+                return
             self._closed = True
             if self.read_only:
                 self._lmdb.close()
@@ -216,7 +222,7 @@ class Environment:
         """
         self._lock.abandon()
         if self._readers_lock is not None:
-            self._readers_lock.close()
+            self._readers_lock.abandon()
         if not self._readers and not self._write_lock.locked():
             self._lmdb.close()
 
@@ -275,8 +281,7 @@ class Environment:
     def _commit(self, work: Callable[[lmdb.Transaction], T]) -> T:
         while True:
             try:
-                with self._lmdb.begin(write=True, buffers=True) as transaction:
-                    result = work(transaction)
+                return self._write_once(work)
             except lmdb.MapFullError:
                 self._resize_map(self._lmdb.info()["map_size"] * 2)
             except lmdb.MapResizedError:
@@ -284,8 +289,18 @@ class Environment:
             except lmdb.Error as error:
                 self._is_doubtful = True
                 raise translate(error, self.path) from error
-            else:
-                return result
+
+    def _write_once(self, work: Callable[[lmdb.Transaction], T]) -> T:
+        # Not by `with`, whose end may itself lack memory: a transaction that goes on would
+        # keep all writers waiting until nobody refers to it any more, such as a traceback.
+        transaction = self._lmdb.begin(write=True, buffers=True)
+        try:
+            result = work(transaction)
+            transaction.commit()
+        except BaseException:
+            transaction.abort()
+            raise
+        return result
 
     def moment(self, transaction: lmdb.Transaction) -> int:
         """Give a number for what a transaction sees, another one for anything else.
@@ -351,7 +366,8 @@ class Environment:
                     with self._readers_lock.shut_out() as alone:
                         if not alone:
                             return _OTHERS_READ
-                        with self._alone():
+                        with self._gate_lock:
+                            self._wait_for_readers_locked()
                             self._swap_in_copy()
                         sync_directory(self.path)
                         self._is_doubtful = False
@@ -412,7 +428,8 @@ class Environment:
                 return  # that has another remedy
             else:
                 return  # it can be used; another thread may have seen to it
-        with self._alone():
+        with self._gate_lock:
+            self._wait_for_readers_locked()
             self._reopen()
 
     def _take_down(self) -> None:
@@ -421,9 +438,13 @@ class Environment:
 
     def _reopen(self) -> None:
         self._take_down()
+        self._times_opened += 1  # first: the moments of another opening must not pass for its own
         self._lmdb = _open_lmdb(self.path, read_only=self.read_only, durable=self._durable)
-        self._open_tables()
-        self._times_opened += 1
+        try:
+            self._open_tables()
+        except BaseException:  # an interrupt for one: whoever reads or writes next opens it
+            self._lmdb.close()
+            raise
         self._is_down = False
 
     def clear_dead_readers(self) -> int:
@@ -446,11 +467,13 @@ class Environment:
                 while self._shut:
                     self._gate.wait()
                 self._check_open_locked()
-                self._readers.add(reader)
+                self._readers[reader] = threading.get_ident()
             try:
                 return self._lmdb.begin(buffers=True)
-            except lmdb.Error as error:
+            except BaseException as error:
                 self._end_read(reader)
+                if not isinstance(error, lmdb.Error):
+                    raise
                 remedies += 1
                 if remedies > REMEDIES_MAX:
                     raise translate(error, self.path) from error
@@ -474,9 +497,9 @@ class Environment:
             raise translate(error, self.path) from error
 
     def _end_read(self, reader: int) -> None:
+        self._readers.pop(reader, None)  # before the lock, which may need memory
         with self._gate_lock:
-            self._readers.discard(reader)
-            if self._shut and not self._readers:
+            if self._shut:
                 self._gate.notify_all()
 
     def _check_open_locked(self) -> None:
@@ -489,7 +512,8 @@ class Environment:
         Remapping under a live reader would be a SIGBUS: new ones wait at the gate, and the
         last of the old ones opens it.
         """
-        with self._alone():
+        with self._gate_lock:
+            self._wait_for_readers_locked()
             self._check_open_locked()
             try:
                 self._lmdb.set_mapsize(size)
@@ -503,19 +527,27 @@ class Environment:
                     "limit of the process's address space"
                 ) from error
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Shut the gate and wait for the readers to leave; the writer lock is held."""
-        with self._gate_lock:
-            self._shut = True
-            try:
-                # Mostly told; but a reader that an interrupt ended goes without a word.
-                while not self._gate.wait_for(lambda: not self._readers, timeout=0.1):
-                    pass
-                yield
-            finally:
-                self._shut = False
-                self._gate.notify_all()
+    def _wait_for_readers_locked(self) -> None:
+        """Shut the gate until the readers have left; none comes in while the lock is held on.
+
+        The writer lock is held as well. No generator with `yield` in the lock: one that an
+        interrupt ends goes on holding it for as long as somebody looks at the interrupt.
+        """
+        here = threading.get_ident()
+
+        def is_empty() -> bool:
+            # This thread reads nothing now: where it is still listed, an interrupt came just
+            # when it left, and is being handled.
+            return all(thread == here for thread in self._readers.copy().values())
+
+        self._shut = True
+        try:
+            # Mostly told; but a reader that an interrupt ended goes without a word.
+            while not self._gate.wait_for(is_empty, timeout=0.1):
+                pass
+        finally:
+            self._shut = False
+            self._gate.notify_all()  # they come in when the lock is given back
 
     def _open_tables(self) -> None:
         self.tables: dict[str, Table] = {}

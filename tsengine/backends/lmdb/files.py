@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.reserve import RESERVE_FILE
-from tsengine.errors import StoreInUseError, StorePathError
+from tsengine.errors import NotOpenError, StoreInUseError, StorePathError
 from tsengine.waiting import Patience
 
 DATA_FILE: Final = "data.mdb"
@@ -128,11 +128,21 @@ class HeldLock:
         except OSError as error:
             raise translate_os(error, self._name, "cannot be written") from error
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it was not given back yet."""
+        return self._lock is not None
+
     def release(self) -> None:
         """Unlock and close."""
         lock, self._lock = self._lock, None
         if lock is not None:
             _release(lock)
+
+    def __del__(self) -> None:
+        # Where even giving it back was cut short. Not unlocked: a forked child drops it, too.
+        if getattr(self, "_lock", None) is not None:
+            self.abandon()
 
     def abandon(self) -> None:
         """Close and not unlock: in a forked child, whose parent keeps the lock."""
@@ -183,6 +193,8 @@ class ReadersLock:
     def shut_out(self) -> Iterator[bool]:
         """Keep processes that only read from opening; gives whether none has the store open."""
         with self._mutex:
+            if self._lock < 0:  # by another thread, after the call that is under way had begun
+                raise NotOpenError(f"{self._path} was closed")
             alone = _try_lock(self._lock, fcntl.LOCK_EX, self._path)
             try:
                 yield alone
@@ -191,7 +203,12 @@ class ReadersLock:
                     fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close the lock file, also in a forked child; a second time does nothing."""
+        """Close the lock file, once no thread uses it; a second time does nothing."""
+        with self._mutex:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close it in a forked child, where the thread that uses it goes on in the parent."""
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)

@@ -7,7 +7,6 @@ merge and a delete each make a new manifest; readers keep the one they began wit
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -328,29 +327,24 @@ class Manifest:
 class Pins:
     """Which manifests are being read in this process, so that their runs stay.
 
-    Thread-safety: any number of threads.
+    Thread-safety: any number of threads, without a lock: a dict is changed and copied in one
+    step. So to unpin needs no memory, and cannot fail for want of it.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _counts
-        self._counts: dict[int, int] = {}
+        self._versions: dict[object, int] = {}  # by reader
 
-    def pin(self, version: int) -> None:
-        """Keep the runs of a manifest until `unpin`."""
-        with self._lock:
-            self._counts[version] = self._counts.get(version, 0) + 1
+    def pin(self, reader: object, version: int) -> None:
+        """Keep the runs of a manifest until its reader unpins them."""
+        self._versions[reader] = version
 
-    def unpin(self, version: int) -> None:
-        """Undo one `pin`."""
-        with self._lock:
-            self._counts[version] -= 1
-            if not self._counts[version]:
-                del self._counts[version]
+    def unpin(self, reader: object) -> None:
+        """Let go of what a reader pinned, if anything."""
+        self._versions.pop(reader, None)
 
     def oldest(self) -> int | None:
         """The lowest version being read, None for none."""
-        with self._lock:
-            return min(self._counts, default=None)
+        return min(self._versions.copy().values(), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,27 +23,31 @@ _Identity: TypeAlias = tuple[int, int]
 
 @dataclass(slots=True)
 class Shared:
-    """A store, its upkeep, and how many engines of this process use it.
+    """A store, its upkeep, and which engines of this process use it.
 
     Attributes:
         store: the open store.
         upkeep: its upkeep.
         directory: a descriptor of its directory. While that is open no other directory can
             have the same device and inode, by which stores are known here.
-        users: how many engines.
+        identity: these two.
+        users: a token of each engine. None is left while it is closed, and where an interrupt
+            has cut that short: whoever wants the store next ends it.
     """
 
     store: Store
     upkeep: Upkeep
     directory: int
-    users: int = 1
+    identity: _Identity
+    users: set[object]
 
 
 _open_stores: dict[_Identity, Shared] = {}
 _changing: dict[_Identity, object] = {}
 """Stores that some thread is opening or closing, and what it knows that by; others wait for it."""
-_changed = threading.Condition()
-"""Guards both: LMDB must not be opened twice in one process. Held for moments only: to open a
+_changed_lock = threading.Lock()
+_changed = threading.Condition(_changed_lock)
+"""Guard both: LMDB must not be opened twice in one process. Held for moments only: to open a
 large store, and to close one that is being compacted, take longer."""
 
 
@@ -53,6 +57,7 @@ def acquire(
     options: StoreOptions,
     given: frozenset[str],
     clock_ns: Callable[[], int],
+    user: object,
     *,
     verify: bool = False,
 ) -> Shared:
@@ -70,17 +75,19 @@ def acquire(
     opened: Shared | None = None
     change = object()
     try:
-        with _changed:
-            _changed.wait_for(lambda: identity not in _changing)
+        with _changed_lock:
+            _wait_for_change_locked(identity)
             shared = _open_stores.get(identity)
-            if shared is not None:
+            if shared is not None and shared.users:
                 _check_same(shared.store, settings, options, given)
-                shared.users += 1
+                shared.users.add(user)
                 return shared
             _changing[identity] = change
+        if shared is not None:
+            _close(shared)
         store = Store(path, settings, options, given, clock_ns, verify=verify)
         try:
-            opened = Shared(store, Upkeep(store), directory)
+            opened = Shared(store, Upkeep(store), directory, identity, {user})
         except BaseException:
             store.close()
             raise
@@ -92,38 +99,53 @@ def acquire(
             os.close(directory)
 
 
-def release(shared: Shared) -> None:
-    """Give a store back; the last one closes it, before anybody can open it again."""
+def release(shared: Shared, user: object) -> None:
+    """Give a store back; the last one closes it, before anybody can open it again.
+
+    To be called again where it raised; a user that is gone is none.
+    """
     change = object()
-    with _changed:
-        shared.users -= 1
-        if shared.users:
-            return
-        identity = next(key for key, one in _open_stores.items() if one is shared)
-        _changing[identity] = change
     try:
-        try:
-            shared.upkeep.close()
-        finally:
-            shared.store.close()
+        with _changed_lock:
+            shared.users.discard(user)
+            _wait_for_change_locked(shared.identity)
+            if shared.users or _open_stores.get(shared.identity) is not shared:
+                return
+            _changing[shared.identity] = change
+        _close(shared)
     finally:
-        del _open_stores[identity]
-        os.close(shared.directory)
-        _end(identity, change)
+        _end(shared.identity, change)
+
+
+def _close(shared: Shared) -> None:
+    """Close a store that nobody uses, and that this thread is changing."""
+    try:
+        shared.upkeep.close()
+    finally:
+        shared.store.close()
+    del _open_stores[shared.identity]
+    os.close(shared.directory)
 
 
 def _end(identity: _Identity, change: object) -> None:
     """End a change, where it had begun: an interrupt may come between any two steps."""
-    with _changed:
-        if _changing.get(identity) is change:
-            del _changing[identity]
-            _changed.notify_all()
+    if _changing.get(identity) is change:
+        del _changing[identity]  # nobody else does; and before the lock, which may need memory
+    with _changed_lock:
+        _changed.notify_all()
+
+
+def _wait_for_change_locked(identity: _Identity) -> None:
+    # Mostly told; but one that was cut short ends without a word.
+    while not _changed.wait_for(lambda: identity not in _changing, timeout=0.1):
+        pass
 
 
 def _let_go_of_parents() -> None:
     """In a forked child: the stores are the parent's, and so are the locks."""
-    global _changed  # noqa: PLW0603  # another thread may have held it at the fork
-    _changed = threading.Condition()
+    global _changed, _changed_lock  # noqa: PLW0603  # another thread may have held it at the fork
+    _changed_lock = threading.Lock()
+    _changed = threading.Condition(_changed_lock)
     _changing.clear()
     for shared in _open_stores.values():
         shared.store.environment.abandon()

@@ -205,24 +205,21 @@ class Store:
         while True:
             if not self.settings.read_only:
                 _ = self.manifest  # reads it anew where the last commit's outcome is unknown
-            with self.environment.read() as transaction:
-                manifest = self.manifest_of(transaction)
-                version = manifest.state.version
-                self.pins.pin(version)
-                # A run retired before the pin was there may be swept already; those retired
-                # later will not be.
-                is_safe = self.settings.read_only or self._manifest.state.version == version
-                try:
-                    answer = first(transaction)
-                except BaseException:
-                    self.pins.unpin(version)
-                    raise
+            reader = object()
             try:
+                with self.environment.read() as transaction:
+                    manifest = self.manifest_of(transaction)
+                    version = manifest.state.version
+                    self.pins.pin(reader, version)
+                    # A run retired before the pin was there may be swept already; those
+                    # retired later will not be.
+                    is_safe = self.settings.read_only or self._manifest.state.version == version
+                    answer = first(transaction)
                 if is_safe:
                     yield manifest, answer
                     return
             finally:
-                self.pins.unpin(version)
+                self.pins.unpin(reader)
 
     def check_runs(self, transaction: lmdb.Transaction, manifest: Manifest) -> None:
         """Check that the runs of a manifest pinned earlier are still there.

@@ -6,11 +6,13 @@ work after its commit, with "manual" only `compact` does it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import lmdb
@@ -54,9 +56,11 @@ class Upkeep:
         self._working = threading.RLock()  # guards _merges
         self._merges: list[Merge] = []
         self._garbage = Garbage(store.environment, store.reader, store.retained_from)
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._stepped = threading.Condition(threading.Lock())  # guards _steps
+        # Not an Event: an interrupt or a lack of memory inside of one leaves it locked for ever.
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._is_closing = False
+        self._step_lock = threading.Lock()  # guards _steps
+        self._stepped = threading.Condition(self._step_lock)
         self._steps = 0
         self._thread: threading.Thread | None = None
         self._is_paused = False  # merging, from a failure to the next commit
@@ -70,8 +74,8 @@ class Upkeep:
 
     def close(self) -> None:
         """End the thread; a merge under way is dropped and swept at the next open."""
-        self._closing.set()
-        self._wake.set()
+        self._is_closing = True
+        self._wake.put(None)
         self._tell()
         if self._thread is not None:
             self._thread.join()
@@ -91,7 +95,8 @@ class Upkeep:
             # What is committed stays committed: a merge that fails is not the writer's error.
             self._guard(self._work_off)
         else:
-            self._wake.set()
+            if self._wake.empty():
+                self._wake.put(None)
             if self._thread is not None:
                 self._hold_back()
 
@@ -105,10 +110,10 @@ class Upkeep:
         owed = max(by_level.values(), default=0) - RUNS_HELD_BACK
         if owed <= 0:
             return
-        with self._stepped:
+        with self._step_lock:
             due = self._steps + 1 + owed // RUNS_MERGED
             self._stepped.wait_for(
-                lambda: self._steps >= due or self._is_paused or self._closing.is_set(),
+                lambda: self._steps >= due or self._is_paused or self._is_closing,
                 HOLD_BACK_SECONDS,
             )
 
@@ -137,11 +142,14 @@ class Upkeep:
         return None if self._store.options.retention is None else RETENTION_POLL_SECONDS
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            if not self._wake.wait(self._poll_seconds):
+        while not self._is_closing:
+            try:
+                self._wake.get(timeout=self._poll_seconds)
+            except Empty:
                 self._is_paused = False
-            self._wake.clear()
-            self._guard(self._work_on)
+            # Without memory even to tell of a failure: the next commit makes it try again.
+            with contextlib.suppress(MemoryError):
+                self._guard(self._work_on)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Do work whose failure has nobody to be raised to.
@@ -152,25 +160,25 @@ class Upkeep:
         try:
             work()
         except Exception as error:
-            if self._closing.is_set() and isinstance(error, NotOpenError):
+            if self._is_closing and isinstance(error, NotOpenError):
                 return  # another thread closed the store: nothing is wrong, nor left to do
-            logger.exception("upkeep of %s failed", self._store.environment.path)
             self.error = error
             self._is_paused = True
             with self._working:
                 self._drop_merges()
             self._tell()
+            logger.exception("upkeep of %s failed", self._store.environment.path)
         else:
             if not self._is_paused:  # else what failed was only not tried again
                 self.error = None
 
     def _work_on(self) -> None:
-        while not self._closing.is_set() and self._work_a_little():
+        while not self._is_closing and self._work_a_little():
             self._tell()
 
     def _tell(self) -> None:
         """Let writers that are held back know of a step."""
-        with self._stepped:
+        with self._step_lock:
             self._steps += 1
             self._stepped.notify_all()
 
@@ -232,20 +240,23 @@ class Upkeep:
         """
         owed = Counter(run.level for run in self._store.manifest.runs)
         merge = max(self._merges, key=lambda merge: owed[merge.level])
+        # Rows that a step took in and did not put are gone from the merge: it must never go on
+        # then. So it is out of the list, whatever happens, until its step is done as a whole.
+        self._merges.remove(merge)
         try:
             blocks, more = merge.step()
             if not more:
                 self._finish(merge, blocks)
-                self._forget(merge)
-            elif merge.is_listed:
+                self._let_go(merge)
+                return
+            if merge.is_listed:
                 self._store.environment.write(lambda transaction: self._put(transaction, blocks))
             else:
                 self._list(merge, blocks)
+            self._merges.append(merge)
         except BaseException:
-            # Rows that a step took in and did not put are gone from the merge: it must never
-            # go on. What became of its blocks the table of retired runs tells.
-            self._forget(merge)
-            self._store.sweeper.give_up(merge.number)
+            self._let_go(merge)
+            self._store.sweeper.give_up(merge.number)  # the table tells what became of its blocks
             raise
 
     def _put(self, transaction: lmdb.Transaction, blocks: Sequence[tuple[bytes, bytes]]) -> None:
@@ -344,14 +355,15 @@ class Upkeep:
         )
         return runs if needs_it else ()
 
-    def _forget(self, merge: Merge) -> None:
-        self._merges.remove(merge)
+    def _let_go(self, merge: Merge) -> None:
+        """Let the inputs of a merge be merged by others."""
         with self._store.commit_lock:
             self._store.merging.difference_update(run.number for run in merge.inputs)
 
     def _drop_merges(self) -> None:
-        for merge in list(self._merges):
-            self._forget(merge)
+        while self._merges:
+            merge = self._merges.pop()
+            self._let_go(merge)
             self._store.sweeper.give_up(merge.number)
 
 

@@ -52,6 +52,7 @@ class Catalogue:
         self._by_id: SortedDict[str, int] = SortedDict()
         self._holders: dict[str, dict[str, _Holders]] = {}  # label name -> value -> slots
         self._free: list[int] = []
+        self._is_free_known = True
         # All slots by series ID, and each slot's place among them; made when asked for.
         self._ordered: Int64Array | None = None
         self._ranks: Int64Array | None = None
@@ -107,6 +108,7 @@ class Catalogue:
 
     def new_slots(self, count: int) -> Int64Array:
         """Take slots for series to be; `add` or `give_back` follows."""
+        self._find_free()
         reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
         first = len(self._labels)
         fresh = range(first, first + count - len(reused))
@@ -120,6 +122,16 @@ class Catalogue:
     def give_back(self, slots: Int64Array) -> None:
         """Return slots that were not used after all."""
         self._free.extend(slots.tolist())
+
+    def doubt_free(self) -> None:
+        """Look for the free slots anew before the next is taken; needs no memory itself."""
+        self._is_free_known = False
+
+    def _find_free(self) -> None:
+        if not self._is_free_known:
+            listed = enumerate(self._labels)
+            self._free = [slot for slot, labels in listed if slot and labels is None]
+            self._is_free_known = True
 
     def add(self, labels: Sequence[Labels], slots: Int64Array, kind: ValueKind) -> None:
         """List series that are not listed yet."""
@@ -210,6 +222,7 @@ class Catalogue:
         Raises:
             CorruptionError: they do not.
         """
+        self._find_free()
         holders: dict[str, dict[str, set[int]]] = {}
         for labels, slot in self._slots.items():
             for name, value in labels.items():

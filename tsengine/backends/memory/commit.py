@@ -183,10 +183,9 @@ class Commit:
                 rings.ensure_slots(catalogue.slots_end)
                 rings.make_room(slots, change.kept, lengths_of(change.bounds))
         except BaseException:
+            catalogue.doubt_free()  # which were taken may not be known
             for change, unlisted in zip(self._changes, self._unlisted, strict=False):
-                slots = change.group.slots[unlisted]
-                self._store.rings[change.group.kind].release(slots)
-                catalogue.give_back(slots)
+                self._store.rings[change.group.kind].release(change.group.slots[unlisted])
             raise
 
     def apply(self) -> WriteReceipt:

@@ -24,12 +24,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tsengine.backends.memory.ranges import bounds_of, expand, lengths_of, lower_bounds, move
-from tsengine.errors import CorruptionError
+from tsengine.errors import CorruptionError, StorageError
 from tsengine.model import INT64_MAX, INT64_MIN, Int64Array, ValueArray, ValueKind
 
 _WASTE_MAX: Final = 4
 """A pool is written anew when it takes this many times the rows it shows. Steady growth
 stays below three, so only deletes, caps and retention get here."""
+
+_WINDOW: Final = slice(0, 4)
+"""Of the state by slot: base, lo, hi and end."""
+
+_NEWEST: Final = 4
+"""Of the state by slot: the last timestamp."""
 
 _SMALL: Final = 4_096
 """A pool of so few positions is not worth writing anew."""
@@ -83,15 +89,15 @@ class Rings:
         self.used = 0  # positions handed out, from the beginning of the pool
         self.points = 0
         self._written = 0, 0  # `used` and `points` when the pool was written anew
-        self._base, self.lo, self.hi, self._end, self.newest = np.zeros((5, 1), np.int64)
+        self._adopt(np.zeros((5, 1), np.int64))
 
     def ensure_slots(self, slots: int) -> None:
         """Make room for slots below a number."""
         have = len(self.lo)
         if slots > have:
             state = np.zeros((5, max(slots, 2 * have)), np.int64)
-            state[:, :have] = (self._base, self.lo, self.hi, self._end, self.newest)
-            self._base, self.lo, self.hi, self._end, self.newest = state
+            state[:, :have] = self._state
+            self._adopt(state)
 
     @property
     def bytes(self) -> int:
@@ -165,7 +171,7 @@ class Rings:
             # Sliding frees half of what it copies at least, or it would not be worth it.
             slides = needed + (needed >> 1) <= self._end[slots] - self._base[slots]
             sliding = slots[slides]
-            self._place(sliding, self._base[sliding], self._end[sliding])
+            self._slide(sliding)
             slots, needed = slots[~slides], needed[~slides]
         # A first write gets what it needs: bulk loads are copied once, as one piece.
         opens = self._end[slots] == self._base[slots]
@@ -277,6 +283,13 @@ class Rings:
         ):
             raise CorruptionError(f"the columns of kind {self.kind.name.lower()} are inconsistent")
 
+    def _slide(self, slots: Int64Array) -> None:
+        """Move windows to the base of their regions, over rows that they show themselves."""
+        try:
+            self._place(slots, self._base[slots], self._end[slots])
+        except MemoryError as error:
+            raise StorageError("rows were moved half way when memory ran out") from error
+
     def _place(self, slots: Int64Array, bases: Int64Array, ends: Int64Array) -> None:
         """Move windows to other regions of this pool, or to the base of their own."""
         lo, hi = self.lo[slots], self.hi[slots]
@@ -285,9 +298,8 @@ class Rings:
         if self.kind is ValueKind.OBJECT:
             left = np.where(bases == self._base[slots], np.clip(his, lo, hi), lo)
             self._let_go(left, hi - left)
-        self._base[slots] = self.lo[slots] = bases
-        self.hi[slots] = his
-        self._end[slots] = ends
+        # One assignment, which lacks memory as a whole or not at all.
+        self._state[_WINDOW, slots] = np.array((bases, bases, his, ends))
 
     def _rewrite(self, slots: Int64Array, size: Int64Array, *, spare: int) -> None:
         """Move all windows to a new pool.
@@ -303,14 +315,24 @@ class Rings:
         count = self.hi[slots] - lo
         his = bases[:-1] + count
         move(self.pool.columns, lo, pool.columns, bases[:-1], count)
-        self.pool = pool
-        self.used = int(bases[-1])
-        for state in (self._base, self.lo, self.hi, self._end):
-            state[:] = 0  # of series without a region, which are not among the slots
-        self._base[slots] = self.lo[slots] = bases[:-1]
-        self.hi[slots] = his
-        self._end[slots] = bases[1:]
-        self._written = self.used, self.points
+        used = int(bases[-1])
+        written = used, self.points
+        state = np.zeros_like(self._state)  # 0 for series without a region
+        state[_WINDOW, slots] = np.array((bases[:-1], bases[:-1], his, bases[1:]))
+        state[_NEWEST] = self.newest
+        self._adopt(state, pool)
+        self.used = used
+        self._written = written
+
+    def _adopt(self, state: npt.NDArray[np.int64], pool: Pool | None = None) -> None:
+        """Go by other windows, and another pool, from one moment to the next."""
+        rows: list[Int64Array] = list(state)
+        base, lo, hi, end, newest = rows
+        # From here on nothing needs memory, so that all of it is done or none.
+        self._state, self._base, self.lo, self.hi, self._end = state, base, lo, hi, end
+        self.newest = newest
+        if pool is not None:
+            self.pool = pool
 
     def _grown(self, count: Int64Array) -> Int64Array:
         """Give room to grow, so that over the life of a series a row is moved once or twice."""
