@@ -295,6 +295,29 @@ def test_writers_wait_for_merging(path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert engine.count() == 100
 
 
+def test_writers_wait_for_nothing_where_nothing_is_due(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many runs that need not be merged, as those with a delete each, keep no writer waiting."""
+    monkeypatch.setattr(upkeep, "RUNS_HELD_BACK", 4)
+    monkeypatch.setattr(upkeep, "HOLD_BACK_SECONDS", 5.0)
+    with LmdbEngine(str(path), merging="background") as engine:
+        stepped = engine._shared.upkeep._stepped
+        wait_for = stepped.wait_for
+
+        def in_time(predicate: Callable[[], bool], seconds: float) -> bool:
+            held_back.append(wait_for(predicate, seconds))
+            return held_back[-1]
+
+        held_back: list[bool] = []
+        monkeypatch.setattr(stepped, "wait_for", in_time)
+        for number in range(10, 100, 10):
+            engine.write((A, number + row, 1.0) for row in range(3))
+            engine.delete(A, number + 1, number + 2)
+        assert engine.stats().details["runs_by_level"] == {0: 9}
+        assert held_back == [True] * 5
+
+
 def test_a_scan_reads_its_moment_through_merges_and_deletes(path: Path) -> None:
     """A scan begun before merges, sweeps, deletes and compaction gives what was there."""
     with LmdbEngine(str(path), merging="inline") as engine:

@@ -59,9 +59,10 @@ class Upkeep:
         # Not an Event: an interrupt or a lack of memory inside of one leaves it locked for ever.
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._is_closing = False
-        self._step_lock = threading.Lock()  # guards _steps
+        self._step_lock = threading.Lock()  # guards _steps and _is_idle
         self._stepped = threading.Condition(self._step_lock)
         self._steps = 0
+        self._is_idle = True  # whether the thread has done all that it was woken for
         self._thread: threading.Thread | None = None
         self._is_paused = False  # merging, from a failure to the next commit
         self.error: Exception | None = None
@@ -94,17 +95,19 @@ class Upkeep:
         if self._store.settings.merging == "inline":
             # What is committed stays committed: a merge that fails is not the writer's error.
             self._guard(self._work_off)
-        else:
-            if self._wake.empty():
-                self._wake.put(None)
-            if self._thread is not None:
-                self._hold_back()
+        elif self._thread is not None:
+            with self._step_lock:
+                self._is_idle = False
+                if self._wake.empty():
+                    self._wake.put(None)
+            self._hold_back()
 
     def _hold_back(self) -> None:
         """Keep a writer from running away from merging, without end and at the readers' cost.
 
-        Its commit is done. It waits for as many steps as bring the two to one pace, and no
-        longer than `HOLD_BACK_SECONDS`: a merge that is stuck makes writing slow, not stop.
+        Its commit is done. It waits for as many steps as bring the two to one pace, or for the
+        end of what is due, since not all runs of a level need be merged; and no longer than
+        `HOLD_BACK_SECONDS`: a merge that is stuck makes writing slow, not stop.
         """
         by_level = Counter(run.level for run in self._store.manifest.runs)
         owed = max(by_level.values(), default=0) - RUNS_HELD_BACK
@@ -113,7 +116,7 @@ class Upkeep:
         with self._step_lock:
             due = self._steps + 1 + owed // RUNS_MERGED
             self._stepped.wait_for(
-                lambda: self._steps >= due or self._is_paused or self._is_closing,
+                lambda: self._steps >= due or self._is_idle or self._is_paused or self._is_closing,
                 HOLD_BACK_SECONDS,
             )
 
@@ -121,16 +124,19 @@ class Upkeep:
         """Merge everything into one run, apply all deletes, and sweep what can be swept."""
         with self._working:
             try:
-                while self._merges:
-                    self._step()
+                self._end_merges()
                 self._begin(self._all_that_needs_it)
-                while self._merges:
-                    self._step()
+                self._end_merges()
             except BaseException:
                 self._drop_merges()
                 raise
             while self._store.sweeper.sweep():
                 pass
+
+    def _end_merges(self) -> None:
+        while self._merges:
+            self._step()
+            self._tell()
 
     @property
     def _poll_seconds(self) -> float | None:
@@ -150,6 +156,9 @@ class Upkeep:
             # Without memory even to tell of a failure: the next commit makes it try again.
             with contextlib.suppress(MemoryError):
                 self._guard(self._work_on)
+                with self._step_lock:
+                    self._is_idle = self._wake.empty()
+                    self._stepped.notify_all()
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Do work whose failure has nobody to be raised to.
