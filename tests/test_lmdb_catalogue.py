@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import UserDict, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 
 from tsengine.backends.lmdb import LmdbEngine, catalogue, postings, series_rows
 from tsengine.backends.lmdb.catalogue import Catalogue
-from tsengine.backends.lmdb.environment import Environment
+from tsengine.backends.lmdb.environment import Environment, Table
 from tsengine.backends.lmdb.layout import (
     KIND_SHIFT,
     NAMES,
@@ -242,6 +242,45 @@ def test_series_of_several_kinds_are_indexed_together(
         assert engine.delete('{kind="int"}') == len(integers)
         assert set(engine.series("m")) == set(floats)
         engine.check()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_commit_looks_through_the_notes_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Series that are not indexed yet cost a commit no look at all notes for each of them."""
+    stop_indexing(monkeypatch, 0)
+    looks: list[str] = []
+
+    class Tables(dict[str, Table]):
+        def __getitem__(self, name: str) -> Table:
+            looks.append(name)
+            return super().__getitem__(name)
+
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(labels, 1, 0.5) for labels in UNIVERSE])
+        environment = engine._store.environment
+        monkeypatch.setattr(environment, "tables", Tables(environment.tables))
+        with environment.read() as transaction:
+            for labels in UNIVERSE:
+                cache = catalogue.NumberCache(-1)
+                assert engine._store.catalogue.look_up(transaction, labels, cache) is not None
+        assert looks.count(NAMES) == len(UNIVERSE)
+        assert looks.count(UNINDEXED) == 1
+
+
+def test_unindexed_series_are_found_while_another_thread_looks() -> None:
+    """A thread that comes while another lists them by their labels misses no series."""
+    found: list[int | None] = []
+
+    class Rows(UserDict[bytes, Sequence[Labels]]):
+        def __getitem__(self, key: bytes) -> Sequence[Labels]:
+            if key == pack_u64(1) and not found:  # the other thread has come to the second row
+                found.append(None)
+                found.append(series.number(UNIVERSE[1]))
+            return super().__getitem__(key)
+
+    series = catalogue.Unindexed(Rows({pack_u64(place): [UNIVERSE[place]] for place in range(2)}))
+    assert series.number(UNIVERSE[0]) == 0
+    assert found == [None, 1]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -19,6 +19,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Final, cast
 from zlib import crc32
@@ -96,7 +97,7 @@ class NumberCache:
         self.numbers[labels] = number
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Unindexed:
     """The series that are listed and not in the searchable tables yet, at one moment.
 
@@ -105,7 +106,6 @@ class Unindexed:
     """
 
     rows: Mapping[bytes, Sequence[Labels]] = field(default_factory=dict)
-    _numbers: dict[Labels, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
@@ -116,9 +116,13 @@ class Unindexed:
 
     def number(self, labels: Labels) -> int | None:
         """Give the number of a series, None where it is not here."""
-        if self.rows and not self._numbers:
-            self._numbers.update((labels, number) for number, labels in self)
         return self._numbers.get(labels)
+
+    @cached_property
+    def _numbers(self) -> dict[Labels, int]:
+        # Made as a whole before others see it: where half of it is there, a series is missed,
+        # and would be listed a second time.
+        return {labels: number for number, labels in self}
 
 
 _ALL_INDEXED: Final = Unindexed()
@@ -135,7 +139,8 @@ class Catalogue:
         self.postings = Postings(environment)
         self._rows = SeriesRows(environment)
         self._labels: dict[int, Labels] = {}
-        self._unindexed = _ALL_INDEXED  # as the last reader found them
+        # As the last reader found them, and the moment that it saw.
+        self._unindexed: tuple[int, Unindexed] = -1, _ALL_INDEXED
         self.owes_index = False  # in the writing process: whether `index` has something to do
         self.cache = NumberCache(-1)
 
@@ -264,10 +269,10 @@ class Catalogue:
         self.cache.add_all(newcomers, numbers)
         if len(newcomers) > INDEXED_AT_ONCE_MAX:
             self.owes_index = True
-            rows = dict(self._unindexed.rows)
+            rows = dict(self._unindexed[1].rows)
             for start in range(0, len(newcomers), ROW_SERIES_MAX):
                 rows[pack_u64(numbers[start])] = newcomers[start : start + ROW_SERIES_MAX]
-            self._unindexed = Unindexed(rows)
+            self._unindexed = -1, Unindexed(rows)  # to be compared with the notes
 
     def look_for_unindexed(self, transaction: lmdb.Transaction) -> None:
         """Learn whether commits have left something for `index`."""
@@ -311,18 +316,25 @@ class Catalogue:
     # Reading.
 
     def unindexed(self, transaction: lmdb.Transaction) -> Unindexed:
-        """Give the series that are not in the searchable tables at the caller's moment."""
-        cursor = transaction.cursor(self._environment.tables[UNINDEXED])
-        if not cursor.first():
-            return _ALL_INDEXED
-        notes = [(bytes(key), bytes(note)) for key, note in cursor]
+        """Give the series that are not in the searchable tables, to a read transaction.
+
+        The notes are looked through once for a moment: a commit asks for each new series.
+        """
+        moment = self._environment.moment(transaction)
+        seen, known = self._unindexed
+        if seen == moment:
+            return known
+        table = self._environment.tables[UNINDEXED]
+        notes = [(bytes(key), bytes(note)) for key, note in transaction.cursor(table)]
         keys = [key for key, _ in notes]
-        known = self._unindexed
-        if list(known.rows) != keys:
+        if not keys:
+            known = _ALL_INDEXED
+        elif list(known.rows) != keys:
             for key, note in notes:
                 unseal(UNINDEXED, key, note)
             rows = {key: known.rows.get(key) or self._rows.row(transaction, key) for key in keys}
-            self._unindexed = known = Unindexed(rows)
+            known = Unindexed(rows)
+        self._unindexed = moment, known
         return known
 
     def resolve(self, transaction: lmdb.Transaction, selector: Selector) -> Int64Array:
