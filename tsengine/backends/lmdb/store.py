@@ -311,6 +311,7 @@ class Store:
         self,
         manifest: Manifest,
         work: Callable[[lmdb.Transaction], None] | None = None,
+        done: Callable[[], None] | None = None,
         *,
         makes_room: bool = False,
     ) -> None:
@@ -319,6 +320,8 @@ class Store:
         Args:
             manifest: what the store is to be.
             work: called with the write transaction before the manifest is written.
+            done: called when it is committed, to remember it; what an interrupt keeps from being
+                remembered is read anew.
             makes_room: as for `Environment.write`.
         """
         before = self.manifest
@@ -332,7 +335,9 @@ class Store:
         try:
             moment = self.environment.write(write, makes_room=makes_room)
             self._manifest = replace(manifest, moment=moment)
-        except BaseException:  # an interrupt may come between the two as well
+            if done is not None:
+                done()
+        except BaseException:  # an interrupt may come between any two of these
             self._is_sure = False
             self._last_mark = None
             self.sweeper.distrust()
@@ -423,20 +428,22 @@ class Store:
                 delete_blocks(transaction, table, tail.number, SWEEP_BLOCKS)
                 transaction.delete(pack_u64(tail.number), db=self.environment.tables[RETIRED])
 
+        def done() -> None:
+            if mark is not None:
+                self._last_mark = mark, receipt
+            self.sweeper.add_tails(retired)
+            if level == 0 and blocks:
+                # Copies: the columns may be the caller's own arrays.
+                self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
+            for tail in tails:
+                self.reader.forget(tail.number)
+            _ = self.numbers()  # of this epoch: what is remembered goes there
+            self._only_floats = self._only_floats and newcomers.keys() <= {ValueKind.FLOAT}
+            for kind, labels in newcomers.items():
+                self.catalogue.remember(labels, registered[kind])
+
         # No delete hides rows of what comes after it, nor rows of the tails: all deletes stay.
-        self.publish(Manifest(0, state, runs, before.deletes), work)
-        if mark is not None:
-            self._last_mark = mark, receipt
-        self.sweeper.add_tails(retired)
-        if level == 0 and blocks:
-            # Copies: the columns may be the caller's own arrays.
-            self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
-        for tail in tails:
-            self.reader.forget(tail.number)
-        _ = self.numbers()  # of this epoch: what is remembered goes there
-        self._only_floats = self._only_floats and newcomers.keys() <= {ValueKind.FLOAT}
-        for kind, labels in newcomers.items():
-            self.catalogue.remember(labels, registered[kind])
+        self.publish(Manifest(0, state, runs, before.deletes), work, done)
         return self.sweeper.is_due or tail_start(runs) != tail_start(before.runs)
 
     def _take_in(
@@ -517,8 +524,9 @@ class Store:
         self, transaction: lmdb.Transaction, producer: str
     ) -> tuple[ProducerMark, WriteReceipt] | None:
         """Give the highest mark of a producer, and the receipt of its batch."""
-        if self._last_mark is not None and self._last_mark[0].producer == producer:
-            return self._last_mark
+        last = self._last_mark  # looked at once: another thread may commit another producer's
+        if last is not None and last[0].producer == producer:
+            return last
         key = text_key(producer)
         table = self.environment.tables[PRODUCERS]
         row = transaction.get(key, db=table)
@@ -532,13 +540,15 @@ class Store:
 
     def forget_mark(self, producer: str) -> None:
         """Drop the mark of a producer."""
-        with self.commit_lock:
+        with (
+            self.commit_lock
+        ):  # a mark committed meanwhile is kept, here as in the file, or in neither
             self._last_mark = None
-        self.environment.write(
-            lambda transaction: transaction.delete(
-                text_key(producer), db=self.environment.tables[PRODUCERS]
+            self.environment.write(
+                lambda transaction: transaction.delete(
+                    text_key(producer), db=self.environment.tables[PRODUCERS]
+                )
             )
-        )
 
     def _save_mark(
         self, transaction: lmdb.Transaction, mark: ProducerMark, receipt: WriteReceipt

@@ -1,0 +1,123 @@
+"""What a process remembers of commits: the file says the same, whatever comes in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsengine.backends.lmdb import LmdbEngine, catalogue
+from tsengine.backends.lmdb.layout import UNINDEXED
+from tsengine.backends.lmdb.store import Store
+from tsengine.model import Labels, ProducerMark
+
+A = Labels("a")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A path where a store may be made."""
+    return tmp_path / "store"
+
+
+def commit(engine: LmdbEngine, mark: ProducerMark) -> int:
+    """Commit a point with a mark, which says what is added to its sum; gives what was accepted."""
+    engine.write_to_buffer((A, 1, float(mark.sequence)))
+    return engine.flush_buffer(mark).accepted
+
+
+def test_marks_of_producers_are_not_mixed_up(path: Path) -> None:
+    """A mark is that of the producer asked for, also where another one commits meanwhile."""
+    with LmdbEngine(str(path)) as engine:
+        commit(engine, ProducerMark("one", 7))
+
+        class Slow(str):
+            """A name that takes as long to compare as the other producer needs to commit."""
+
+            __slots__ = ()
+
+            def __eq__(self, other: object) -> bool:
+                thread = threading.Thread(
+                    target=commit, args=(engine, ProducerMark("another", 1_000))
+                )
+                thread.start()
+                thread.join()
+                return str(self) == other
+
+            __hash__ = str.__hash__
+
+        assert engine.high_water(Slow("one")) == ProducerMark("one", 7)
+
+
+def test_a_mark_committed_while_it_is_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that forgot a mark while another thread committed it says what the file does."""
+    with LmdbEngine(str(path)) as engine:
+        commit(engine, ProducerMark("one", 1))
+        environment = engine._store.environment
+        write = environment.write
+        thread = threading.Thread(target=commit, args=(engine, ProducerMark("one", 2)))
+
+        def meanwhile(work: Callable[..., Any]) -> Any:
+            monkeypatch.setattr(environment, "write", write)
+            thread.start()
+            thread.join(0.2)  # it waits for this one's lock, or is done
+            return write(work)
+
+        monkeypatch.setattr(environment, "write", meanwhile)
+        engine.forget_producer("one")
+        thread.join()
+        remembered = engine.high_water("one")
+    with LmdbEngine(str(path)) as engine:
+        assert engine.high_water("one") == remembered
+
+
+def test_an_interrupt_behind_a_commit_does_not_make_it_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A marked commit that was interrupted when it was done already is known when repeated."""
+    with LmdbEngine(str(path), duplicate_policy="sum") as engine:
+        commit(engine, ProducerMark("one", 1))
+        publish = Store.publish
+
+        def interrupted(*args: Any, **options: Any) -> None:
+            publish(*args, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "publish", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                commit(engine, ProducerMark("one", 2))
+        commit(engine, ProducerMark("one", 2))
+        assert engine.query(A)[0].values.tolist() == [3.0]
+
+
+def test_an_interrupt_behind_a_commit_leaves_nothing_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a commit has to remember is found again where an interrupt kept it from that."""
+    monkeypatch.setattr(catalogue, "INDEXED_AT_ONCE_MAX", 4)
+    many = [Labels("text", n=str(number)) for number in range(9)]
+    with LmdbEngine(str(path)) as engine:
+        for timestamp in range(1, 4):
+            engine.write([(A, timestamp, 0.5)])
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._store.reader, "remember", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.write([(labels, 1, "text") for labels in many])
+        assert engine.count() == 3 + len(many)
+        assert engine.series_kind(many[0]) is not None
+        assert not engine.holds_only_floats
+        engine.write([(A, 9, 0.5)])
+        environment = engine._store.environment
+        with environment.read() as transaction:
+            assert not transaction.stat(environment.tables[UNINDEXED])["entries"]
+        engine.check()
