@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import lockstep, planted
-from tests.reliability.torture import BROKEN, main, run_topic
+from tests.reliability.torture import BROKEN, TOPICS, main, run_topic
 from tsengine import Engine, QueryResult
 from tsengine.backends.memory import MemoryEngine
 from tsengine.model import TimestampLike
@@ -27,6 +28,15 @@ def test_a_short_run_is_clean(capfd: pytest.CaptureFixture[str], tmp_path: Path)
     assert figures[BROKEN] == []
     assert figures["topics"]["lockstep"]["operations"] > 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_topic_is_there(topic: str) -> None:
+    """Each topic is a module with a long form of its own, and tests of its short one."""
+    module = importlib.import_module(f"tests.reliability.{topic}")
+    assert callable(module.torture)
+    beside = {"lockstep": "test_torture.py"}.get(topic, f"test_{topic}.py")
+    assert Path(__file__).with_name(beside).is_file()
 
 
 def test_what_a_topic_tells_is_passed_on(tmp_path: Path) -> None:
