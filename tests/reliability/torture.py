@@ -30,6 +30,7 @@ from typing import Final
 TOPICS: Final = (
     *("kills", "pipelines", "power_cut", "disk", "damage"),
     *("processes", "threads", "space", "lockstep", "mixed"),
+    *("memory_errors", "interrupts"),
 )
 """Modules of this folder. Each has `torture(seed, seconds, folder)`, and `why_not()` where it
 needs what a machine may not have."""

@@ -183,7 +183,6 @@ class Commit:
                 rings.ensure_slots(catalogue.slots_end)
                 rings.make_room(slots, change.kept, lengths_of(change.bounds))
         except BaseException:
-            catalogue.doubt_free()  # which were taken may not be known
             for change, unlisted in zip(self._changes, self._unlisted, strict=False):
                 self._store.rings[change.group.kind].release(change.group.slots[unlisted])
             raise

@@ -120,14 +120,18 @@ class MemoryEngine(Engine):
             horizon = self._horizon(now_ns)
             commit = Commit(self._store, horizon)
             commit.judge(batches)
-            with self._changing(MemoryError):
-                commit.make_room()
-            with self._changing():
-                receipt = commit.apply()
-                if receipt.accepted:
-                    self._last_write_ns = now_ns
-                if mark is not None:
-                    self._marks[mark.producer] = mark, receipt
+            try:
+                with self._changing(MemoryError):
+                    commit.make_room()
+                with self._changing():
+                    receipt = commit.apply()
+                    if receipt.accepted:
+                        self._last_write_ns = now_ns
+                    if mark is not None:
+                        self._marks[mark.producer] = mark, receipt
+            except BaseException:
+                self._store.catalogue.doubt_free()  # new series may have slots and not be listed
+                raise
             self._tidy(horizon)
             return receipt
 
