@@ -15,7 +15,7 @@ import pytest
 from tsengine import CorruptionError, FormatVersionError, Labels, NotOpenError, StoreInUseError
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.lmdb import environment as environment_module
-from tsengine.backends.lmdb.datafile import check_head
+from tsengine.backends.lmdb.datafile import check_head, missing_bytes
 from tsengine.backends.lmdb.files import WRITER_LOCK, Mark, boot, read_mark
 
 PAGE = 4096
@@ -71,6 +71,54 @@ def test_a_file_cut_short_is_an_error(path: Path, left: float, has_mark: bool) -
     ended = _open_in_child(path)
     assert ended.returncode == 1, ended
     assert "tsengine.errors.CorruptionError" in ended.stderr
+
+
+READ_ONLY = (
+    "import sys\nfrom tsengine.backends.lmdb import LmdbEngine\n"
+    "print(LmdbEngine(sys.argv[1], read_only=True).open().count())"
+)
+
+
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_pages_that_were_never_needed_are_not_missed(path: Path, end: str) -> None:
+    """A file that ends before free pages, which LMDB never wrote, is whole."""
+    program = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from tsengine.backends.lmdb import LmdbEngine\n"
+        "from tsengine.backends.lmdb.datafile import missing_bytes\n"
+        "path = Path(sys.argv[1])\n"
+        "engine = LmdbEngine(str(path)).open()\n"
+        "table = engine._store.environment.tables['blocks']\n"
+        "def work(transaction):\n"
+        "    keys = [bytes([255] * 23 + [key]) for key in range(40)]\n"
+        "    for key in keys:\n"
+        "        transaction.put(key, bytes(3_000), db=table)\n"
+        "    for key in keys:\n"
+        "        transaction.delete(key, db=table)\n"
+        "engine._store.environment.write(work)\n"
+        "assert missing_bytes(path / 'data.mdb')\n"
+        f"import subprocess\nread = {READ_ONLY!r}\n"
+        "print(subprocess.check_output([sys.executable, '-c', read, str(path)], text=True))\n"
+        f"if {end!r} == 'killed':\n"
+        "    sys.stdout.flush()\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "engine.close()\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert child.stdout.split() == ["300"], child.stderr  # a reader beside the writer
+    assert bool(missing_bytes(path / "data.mdb")) == (end == "killed")
+    with LmdbEngine(str(path), read_only=True) as engine:
+        assert engine.count() == 300
+    with LmdbEngine(str(path)) as engine:
+        assert engine.count() == 300
+        engine.check()
+    assert not missing_bytes(path / "data.mdb")
 
 
 def test_an_emptied_file_is_no_new_store(path: Path) -> None:

@@ -67,6 +67,8 @@ class _Meta(NamedTuple):
 def check_head(path: Path) -> int | None:
     """Check a data file as far as a few reads tell: whether LMDB can map it and find its roots.
 
+    A file that is cut off is another matter: see `missing_bytes`.
+
     Args:
         path: the data file.
 
@@ -76,7 +78,7 @@ def check_head(path: Path) -> int | None:
 
     Raises:
         FormatVersionError: it is no file of LMDB 0.9, of this machine's kind.
-        CorruptionError: it is damaged or cut short.
+        CorruptionError: it is damaged.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -129,16 +131,34 @@ def _check_head(file: int, path: Path) -> int | None:
             f"{second.transaction}, which are no neighbours: one is damaged"
         )
     newest = max(metas, key=lambda meta: meta.transaction)
-    # Looked at after the pages: a writer may have made the file longer in between.
-    size = os.fstat(file).st_size
-    if size < (newest.last_page + 1) * page_bytes:
-        raise CorruptionError(
-            f"{path} is cut off: it has {size} bytes and should have "
-            f"{(newest.last_page + 1) * page_bytes}"
-        )
     for tree in (newest.free, newest.main):
         _check_root(file, path, tree, newest.last_page, page_bytes)
     return zlib.crc32(second.packed, zlib.crc32(first.packed))
+
+
+def missing_bytes(path: Path) -> int:
+    """Give by how much a checked data file ends before its last page; 0 for none.
+
+    Mostly it is cut off then. But a page that a commit took at the end of the file, and needed no
+    more when it was done, is free and was never written: LMDB leaves the file without it. Only the
+    tree of free pages tells, as `verify_structure` looks at it.
+    """
+    with path.open("rb") as file:
+        pages = [_read_meta(file.fileno(), 0)]
+        if pages[0] is not None:
+            pages.append(_read_meta(file.fileno(), pages[0].free.padding))
+        metas = [meta for meta in pages if meta is not None]
+        newest = max(metas, key=lambda meta: meta.transaction)
+        # Looked at after the pages: a writer may have made the file longer in between.
+        size = os.fstat(file.fileno()).st_size
+        return max((newest.last_page + 1) * newest.free.padding - size, 0)
+
+
+def fill_up(path: Path) -> None:
+    """Make a data file as long as its last page says, so that the next look at it is short."""
+    missing = missing_bytes(path)
+    if missing:
+        os.truncate(path, path.stat().st_size + missing)
 
 
 def _check_root(file: int, path: Path, tree: _Tree, last_page: int, page_bytes: int) -> None:

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 
 import lmdb
 
-from tsengine.backends.lmdb.datafile import check_head, verify_structure
+from tsengine.backends.lmdb.datafile import check_head, fill_up, missing_bytes, verify_structure
 from tsengine.backends.lmdb.failures import translate, translate_os
 from tsengine.backends.lmdb.files import (
     DATA_FILE,
@@ -27,6 +27,7 @@ from tsengine.backends.lmdb.files import (
     ReadersLock,
     allocate_lock_file,
     boot,
+    is_immutable,
     read_mark,
     remove_scratch,
     settle,
@@ -40,6 +41,7 @@ from tsengine.errors import (
     NotOpenError,
     StorageError,
     StorageFullError,
+    StoreInUseError,
 )
 
 logger = logging.getLogger(__name__)
@@ -207,8 +209,9 @@ class Environment:
             if self._is_doubtful:
                 settle(self.path)  # else a power cut could leave other metas than the mark says
             metas = check_head(self.path / DATA_FILE)
+            fill_up(self.path / DATA_FILE)
             self._lock.mark(Mark(True, boot(), metas or 0), durable=False)
-        except (lmdb.Error, StorageError):
+        except (lmdb.Error, OSError):
             # Every commit had its answer before. Without a mark the next open looks closer.
             logger.warning("%s was closed without its mark", self.path, exc_info=True)
             self._lmdb.close()  # a second time does nothing
@@ -584,9 +587,9 @@ class Environment:
 def _inspect(path: Path, *, read_only: bool, verify: bool) -> None:
     """Look at a data file before LMDB maps it; its directory is locked.
 
-    Always at its head, which takes microseconds. At all of it where it may be torn: where its
-    last writer did not close it and the machine was started anew since. A writer that was
-    killed leaves nothing torn behind while the machine runs on: what it wrote is in the page
+    Always at its head, which takes microseconds. At all of it where it is too short, and where it
+    may be torn: its last writer did not close it and the machine was started anew. A writer that
+    was killed leaves nothing torn behind while the machine runs on: what it wrote is in the page
     cache, and LMDB overwrites no page that the last commit needs.
 
     Raises:
@@ -607,19 +610,41 @@ def _inspect(path: Path, *, read_only: bool, verify: bool) -> None:
         )
     if metas is None:
         return  # empty: the process that made it got no further
-    if verify and read_only:
-        writer = HeldLock(path, read_only=False)  # so that no writer moves pages meanwhile
+    missing = missing_bytes(data)
+    if read_only and (verify or missing):
         try:
-            verify_structure(data)
+            # So that no writer moves pages meanwhile, where there can be one.
+            writer = None if is_immutable(path) else HeldLock(path, read_only=False)
+        except StoreInUseError:
+            if verify:
+                raise
+            return  # the process that writes has looked at it
+        try:
+            _verify(data, missing)
         finally:
-            writer.release()
-    elif verify or mark is None or not (mark.is_closed or mark.boot == boot() != "unknown"):
+            if writer is not None:
+                writer.release()
+    elif (
+        verify
+        or missing
+        or mark is None
+        or not (mark.is_closed or mark.boot == boot() != "unknown")
+    ):
         try:
-            verify_structure(data)
+            _verify(data, missing)
         except CorruptionError:
             if read_only and read_mark(path) != mark:
                 return
             raise
+
+
+def _verify(data: Path, missing: int) -> None:
+    try:
+        verify_structure(data)
+    except CorruptionError as error:
+        if missing:
+            raise CorruptionError(f"{data} is cut off: {missing} bytes are missing") from error
+        raise
 
 
 def _open_lmdb(path: Path, *, read_only: bool, durable: bool) -> lmdb.Environment:
