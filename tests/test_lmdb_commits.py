@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from tsengine.backends.lmdb import LmdbEngine, catalogue
-from tsengine.backends.lmdb.layout import UNINDEXED
+from tsengine.backends.lmdb.layout import BLOCKS, UNINDEXED
 from tsengine.backends.lmdb.store import Store
+from tsengine.errors import CorruptionError
 from tsengine.model import Labels, ProducerMark
 
 A = Labels("a")
@@ -121,3 +123,29 @@ def test_an_interrupt_behind_a_commit_leaves_nothing_behind(
         with environment.read() as transaction:
             assert not transaction.stat(environment.tables[UNINDEXED])["entries"]
         engine.check()
+
+
+def test_a_damaged_run_keeps_nobody_from_writing(path: Path) -> None:
+    """Small commits take in the small runs before them as far as these can be read."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        for timestamp in range(1, 4):
+            engine.write([(A, timestamp, 0.5)])
+        environment = engine._store.environment
+
+        def damage(transaction: lmdb.Transaction) -> None:
+            cursor = transaction.cursor(environment.tables[BLOCKS])
+            cursor.first()
+            cursor.put(bytes(cursor.key()), bytes(cursor.value())[:-1] + b"!")
+
+        runs = engine._store.manifest.runs
+        environment.write(damage)
+    with LmdbEngine(str(path), merging="manual") as engine:
+        for timestamp in range(1, 9):
+            engine.write([(Labels("b"), timestamp, 0.5)])
+        assert engine._store.manifest.runs[0] == runs[0]
+        assert len(engine._store.manifest.runs) < 6
+        assert engine.count("b") == 8
+        with pytest.raises(CorruptionError):
+            engine.query(A)
+        with pytest.raises(CorruptionError):
+            engine.check()

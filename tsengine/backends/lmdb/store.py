@@ -385,7 +385,9 @@ class Store:
             level = level_of(rows)
         else:
             if tails:
-                columns = self._take_in(tails, columns)
+                tails, columns = self._take_in(tails, columns)
+                kept = before.runs[: len(before.runs) - len(tails)]
+            if tails:
                 first_sequence = tails[0].sequence_first
             blocks, level = self._raw_blocks(number, columns, totals), 0
         if blocks:
@@ -447,18 +449,30 @@ class Store:
         return self.sweeper.is_due or tail_start(runs) != tail_start(before.runs)
 
     def _take_in(
-        self, tails: Sequence[Run], columns: dict[ValueKind, Columns]
-    ) -> dict[ValueKind, Columns]:
-        """Fold the rows of small runs with those of the commit behind them."""
+        self, tails: tuple[Run, ...], columns: dict[ValueKind, Columns]
+    ) -> tuple[tuple[Run, ...], dict[ValueKind, Columns]]:
+        """Fold the rows of small runs with those of the commit behind them.
+
+        A run that is damaged stays, with what comes before it: reads and `check` tell of it, and
+        what is written now has nothing to do with it.
+
+        Returns:
+            The runs that were taken in, and the rows.
+        """
+        taken: list[dict[ValueKind, list[Columns]]] = []  # the newest first
+        with contextlib.suppress(CorruptionError):
+            for tail in reversed(tails):
+                taken.append(self.reader.pieces_of(tail))  # noqa: PERF401  # some of them count
         pieces: dict[ValueKind, list[Columns]] = {}
-        for tail in tails:
-            for kind, parts in self.reader.pieces_of(tail).items():
+        for one in reversed(taken):
+            for kind, parts in one.items():
                 pieces.setdefault(kind, []).extend(parts)
         for kind, part in columns.items():
             pieces.setdefault(kind, []).append(part)
-        return {
+        folded = {
             kind: combine(parts, self.options.duplicate_policy) for kind, parts in pieces.items()
         }
+        return tails[len(tails) - len(taken) :], folded
 
     def index_series(self) -> None:
         """Bring series into the searchable tables that commits have left unindexed.
