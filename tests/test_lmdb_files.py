@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from tsengine.backends.lmdb import LmdbEngine, environment, files
 from tsengine.backends.memory import MemoryEngine
-from tsengine.errors import StoreOptionError, StorePathError
+from tsengine.errors import StorageError, StoreOptionError, StorePathError
 from tsengine.model import Labels
 
 A = Labels("a", host="1")
@@ -244,6 +245,58 @@ def test_a_store_removed_and_made_anew_is_another(path: Path, tmp_path: Path) ->
                 engine.write([(A, 2, 2.0)])
             with LmdbEngine(str(path)) as engine:
                 assert engine.count() == 1
+
+
+def test_a_store_that_was_moved_leaves_alone_what_came_in_its_place(
+    path: Path, tmp_path: Path
+) -> None:
+    """A store moved while open goes on there, and does nothing to the next one of its path."""
+    moved = tmp_path / "moved"
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(A, 1, 1.0)])
+        path.rename(moved)
+        with LmdbEngine(str(path)) as other:
+            other.write([(A, stamp, 2.0) for stamp in range(2, 10)])
+        before = (path / "data.mdb").read_bytes()
+        engine.write([(A, 20, 1.0)])
+        with pytest.raises(StorageError, match="was moved or removed"):
+            engine.compact()
+        assert (path / "data.mdb").read_bytes() == before
+    assert (path / "data.mdb").read_bytes() == before
+    with LmdbEngine(str(path)) as other:
+        assert other.count() == 8
+        other.check()
+    with LmdbEngine(str(moved)) as engine:  # was not marked as closed with the other's mark
+        assert engine.count() == 2
+        engine.check()
+
+
+def test_what_is_written_to_a_removed_store_is_refused(path: Path) -> None:
+    """After its directory was removed a store acknowledges nothing, and says why."""
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(A, 1, 1.0)])
+        shutil.rmtree(path)
+        with pytest.raises(StorageError, match="was removed while"):
+            engine.write([(A, 2, 1.0)])
+        for call in (engine.compact, engine.stats):
+            with pytest.raises(StorageError):
+                call()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("file", ["writer.lock", "readers.lock"])
+def test_a_removed_lock_lets_nothing_be_overwritten(path: Path, file: str) -> None:
+    """Where a lock file was removed, what it kept apart stays apart."""
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(A, 1, 1.0)])
+        (path / file).unlink()
+        if file == "writer.lock":  # another process could write by now
+            with pytest.raises(StorageError, match="was removed while"):
+                engine.write([(A, 2, 1.0)])
+        else:  # other processes could read by now, unseen
+            assert engine.compact().reason
+            engine.write([(A, 2, 1.0)])
+        assert engine.latest() == [(A, 1 if file == "writer.lock" else 2, 1.0)]
 
 
 def test_threads_open_and_close_one_store(path: Path) -> None:

@@ -206,6 +206,7 @@ class Environment:
             if not self._durable:
                 self._lmdb.sync(True)
             self._lmdb.close()
+            self._lock.check_place()
             if self._is_doubtful:
                 settle(self.path)  # else a power cut could leave other metas than the mark says
             metas = check_head(self.path / DATA_FILE)
@@ -250,6 +251,7 @@ class Environment:
         with self._write_lock:
             with self._gate_lock:
                 self._check_open_locked()
+            self._lock.check_kept()
             self._mend()
             if self._writes % READERS_CHECKED_EVERY == 0:
                 self.clear_dead_readers()
@@ -325,7 +327,10 @@ class Environment:
 
     def file_bytes(self) -> int:
         """Bytes that the data file takes on disk."""
-        return (self.path / DATA_FILE).stat().st_blocks * 512
+        try:
+            return (self.path / DATA_FILE).stat().st_blocks * 512
+        except OSError as error:
+            raise translate_os(error, self.path, "cannot be measured") from error
 
     def copy(self, path: Path) -> None:
         """Write a compacted copy of the data file, closed, to another directory."""
@@ -363,6 +368,7 @@ class Environment:
             with self._write_lock:  # so that the copy stays what the file holds
                 with self._gate_lock:
                     self._check_open_locked()  # else this would open again what was closed
+                self._lock.check_place()  # else this would put its file in the place of another
                 self._mend()
                 try:
                     self._copy_to_scratch()
@@ -395,6 +401,7 @@ class Environment:
 
     def _swap_in_copy(self) -> None:
         """Put the smaller file in place; nobody has the store open but this caller."""
+        self._lock.check_place()
         self._take_down()
         try:
             (self.path / SCRATCH / DATA_FILE).replace(self.path / DATA_FILE)
@@ -411,6 +418,7 @@ class Environment:
             StorageError: the disk does not do its part yet; nothing may be committed.
         """
         if self._is_doubtful or self._is_down:
+            self._lock.check_place()
             self._revive()
             settle(self.path)
             self._is_doubtful = False
@@ -440,6 +448,7 @@ class Environment:
         self._lmdb.close()  # a second time does nothing
 
     def _reopen(self) -> None:
+        self._lock.check_place()
         self._take_down()
         self._times_opened += 1  # first: the moments of another opening must not pass for its own
         self._lmdb = _open_lmdb(self.path, read_only=self.read_only, durable=self._durable)

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.reserve import RESERVE_FILE
-from tsengine.errors import NotOpenError, StoreInUseError, StorePathError
+from tsengine.errors import NotOpenError, StorageError, StoreInUseError, StorePathError
 from tsengine.waiting import Patience
 
 DATA_FILE: Final = "data.mdb"
@@ -133,6 +133,39 @@ class HeldLock:
         """Whether it was not given back yet."""
         return self._lock is not None
 
+    def check_kept(self) -> None:
+        """Check that the lock file still has a name; half a microsecond.
+
+        Raises:
+            StorageError: it was removed, and mostly the whole store with it. Another process
+                may hold a new one of that name.
+        """
+        if self._lock is not None and not os.fstat(self._lock).st_nlink:
+            raise StorageError(
+                f"{self._name} was removed while the store was open, and maybe all of it; close "
+                "it, and look at what is left before you open it again"
+            )
+
+    def check_place(self) -> None:
+        """Check that the path still leads to this store, before something is done by that path.
+
+        Raises:
+            StorageError: it was moved or removed; another store may be there by now.
+        """
+        if self._lock is None:
+            return
+        try:
+            is_here = os.path.samestat(os.fstat(self._lock), self._name.lstat())
+        except FileNotFoundError:
+            is_here = False
+        except OSError as error:
+            raise translate_os(error, self._name, "cannot be found again") from error
+        if not is_here:
+            raise StorageError(
+                f"{self._name.parent} was moved or removed while it was open; close it, and open "
+                "it where it is now"
+            )
+
     def release(self) -> None:
         """Unlock and close."""
         lock, self._lock = self._lock, None
@@ -195,7 +228,9 @@ class ReadersLock:
         with self._mutex:
             if self._lock < 0:  # by another thread, after the call that is under way had begun
                 raise NotOpenError(f"{self._path} was closed")
-            alone = _try_lock(self._lock, fcntl.LOCK_EX, self._path)
+            # Processes that came after it was removed have locked another file of its name.
+            is_kept = os.fstat(self._lock).st_nlink > 0
+            alone = is_kept and _try_lock(self._lock, fcntl.LOCK_EX, self._path)
             try:
                 yield alone
             finally:
