@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import lmdb
 import pytest
 
-from tsengine.backends.lmdb import LmdbEngine, catalogue
+from tsengine.backends.lmdb import LmdbEngine, catalogue, store, upkeep
 from tsengine.backends.lmdb.layout import BLOCKS, UNINDEXED
 from tsengine.backends.lmdb.store import Store
+from tsengine.backends.lmdb.sweeping import Sweeper
 from tsengine.errors import CorruptionError
 from tsengine.model import Labels, ProducerMark
 
@@ -149,3 +151,42 @@ def test_a_damaged_run_keeps_nobody_from_writing(path: Path) -> None:
             engine.query(A)
         with pytest.raises(CorruptionError):
             engine.check()
+
+
+def test_a_commit_packed_at_once_loses_no_small_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sizes from which commits are packed and to which runs are taken in."""
+    monkeypatch.setattr(store, "BULK_ROWS", 3)
+    with LmdbEngine(str(path), merging="manual") as engine:
+        engine.write([(A, 1, 0.5)])
+        engine.write([(A, timestamp, 0.5) for timestamp in range(2, 6)])
+        assert engine.count() == 5
+
+
+def test_labels_of_removed_series_are_swept_without_a_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan that kept them ends, and they go, though nobody writes."""
+    monkeypatch.setattr(upkeep, "SWEEP_POLL_SECONDS", 0.01)
+    with LmdbEngine(str(path)) as engine:
+        engine.write([(Labels("b", n=str(number)), 1, 0.5) for number in range(3)])
+        scan = engine.scan()
+        next(scan)
+        looked = threading.Event()
+        sweep = Sweeper.sweep
+
+        def look(self: Sweeper) -> bool:
+            more = sweep(self)
+            looked.set()
+            return more
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Sweeper, "sweep", look)
+            engine.delete(Labels("b", n="1"))
+            assert looked.wait(60)
+        list(scan)
+        deadline = time.monotonic() + 60
+        while engine._store.sweeper.is_due:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

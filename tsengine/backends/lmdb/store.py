@@ -379,20 +379,20 @@ class Store:
         first_sequence = sequence
         totals = Totals()
         rows = sum(map(len, columns.values()))
-        kept, tails = split_tails(before, rows, self.merging)
+        tails: tuple[Run, ...] = ()
         if rows >= BULK_ROWS:
             blocks = pack_columns(number, columns, self.settings.block_points, totals)
             level = level_of(rows)
         else:
+            _, tails = split_tails(before, rows, self.merging)
             if tails:
                 tails, columns = self._take_in(tails, columns)
-                kept = before.runs[: len(before.runs) - len(tails)]
             if tails:
                 first_sequence = tails[0].sequence_first
             blocks, level = self._raw_blocks(number, columns, totals), 0
         if blocks:
             run = totals.run(number, level, (first_sequence, sequence), sequence)
-            runs = (*kept, run)
+            runs = (*before.runs[: len(before.runs) - len(tails)], run)
         else:
             runs = before.runs
         created = sum(map(len, newcomers.values()))

@@ -31,7 +31,7 @@ RETRY_SECONDS: Final = 30.0
 on the disk by then, and the log is not flooded."""
 
 SWEEP_POLL_SECONDS: Final = 1.0
-"""How often runs are looked at that a reader still pins."""
+"""How often runs and removed series are looked at that a reader still pins."""
 
 
 RUNS_HELD_BACK: Final = 32
@@ -143,7 +143,7 @@ class Upkeep:
         """How long to wait for a commit before looking again."""
         if self._is_paused:
             return RETRY_SECONDS
-        if self._store.sweeper.owed:
+        if self._store.sweeper.owed or self._store.sweeper.is_due:
             return SWEEP_POLL_SECONDS
         return None if self._store.options.retention is None else RETENTION_POLL_SECONDS
 
