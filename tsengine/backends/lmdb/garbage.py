@@ -18,8 +18,9 @@ from tsengine.backends.lmdb.blocks import Header
 from tsengine.backends.lmdb.environment import Environment
 from tsengine.backends.lmdb.layout import BLOCKS
 from tsengine.backends.lmdb.reading import BlockReader
-from tsengine.backends.lmdb.runs import Manifest, Run
+from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Run
 from tsengine.duplicates import DuplicatePolicy
+from tsengine.model import INT64_MIN
 
 GARBAGE_SHARE: Final = 1 / 3
 """Share of garbage at which rows are rewritten: the rest is then at most half as much again."""
@@ -30,6 +31,9 @@ GARBAGE_ROWS_MIN: Final = 65_536
 DELETES_DUE: Final = 64
 """Deletes in the manifest from which a run is rewritten just to be rid of some: each read of
 a series looks at all of them."""
+
+FEW_SERIES: Final = 64
+"""Series up to which a delete has their blocks searched for; of more, all headers are read."""
 
 HEADERS_A_STEP: Final = 1_024
 """Block headers looked at in one read transaction: a few milliseconds."""
@@ -84,23 +88,46 @@ class Garbage:
         return run.rows * min(max(age / max(run.t_max - run.t_min, 1), 0.0), 1.0)
 
     def _hidden_rows(self, manifest: Manifest, run: Run) -> float:
-        """Estimate the rows that deletes hide, by the headers of the run's blocks."""
+        """Estimate the rows that deletes hide, by the headers of the blocks concerned.
+
+        A delete of few series adds what their blocks say, counted twice where another has
+        hidden it already; one of many has all blocks looked at anew.
+        """
         newest = manifest.deletes[-1].sequence if manifest.deletes else 0
         seen, hidden = self._hidden.get(run.number, (0, 0.0))
-        if seen == newest or not any(manifest.deletes_after(run)):
-            return hidden if seen == newest else 0.0
-        hidden = 0.0
-        after: bytes | None = None
-        while True:
-            with self._environment.read() as transaction:
-                cursor = transaction.cursor(self._environment.tables[BLOCKS])
-                found = self._reader.headers(cursor, run, after, HEADERS_A_STEP)
-            if not found:
-                break
-            after = found[-1][0]
-            hidden += _hidden_of(manifest, run, [(first, header) for _, first, header in found])
-        self._hidden[run.number] = newest, hidden
+        if seen == newest:
+            return hidden
+        deletes = list(manifest.deletes_after(run))
+        fresh = [delete for delete in deletes if delete.sequence > seen]
+        if all(len(delete.series) <= FEW_SERIES for delete in fresh):
+            for delete in fresh:
+                blocks = self._blocks_of(run, delete)
+                hidden += _hidden_of([delete], blocks) if blocks else 0.0
+        else:
+            hidden = 0.0
+            after: bytes | None = None
+            while found := self._headers(run, after):
+                after = found[-1][0]
+                hidden += _hidden_of(deletes, [(first, header) for _, first, header in found])
+        self._hidden[run.number] = newest, min(hidden, run.rows)
         return hidden
+
+    def _headers(self, run: Run, after: bytes | None) -> list[tuple[bytes, int, Header]]:
+        with self._environment.read() as transaction:
+            cursor = transaction.cursor(self._environment.tables[BLOCKS])
+            return self._reader.headers(cursor, run, after, HEADERS_A_STEP)
+
+    def _blocks_of(self, run: Run, delete: DeleteEvent) -> list[tuple[int, Header]]:
+        """Give the blocks of a run that a delete may hide rows of."""
+        blocks: dict[bytes, tuple[int, Header]] = {}
+        with self._environment.read() as transaction:
+            cursor = transaction.cursor(self._environment.tables[BLOCKS])
+            for number in delete.series.tolist():
+                for key, first, header in self._reader.headers_of(
+                    cursor, run, number, max(delete.start, INT64_MIN), delete.end
+                ):
+                    blocks[key] = first, header  # once, though it holds several of the series
+        return list(blocks.values())
 
     def _with_replaced(self, manifest: Manifest, busy: Collection[int]) -> Sequence[Run]:
         """Give the runs between the oldest whose rows are replaced and the newest that does it."""
@@ -165,7 +192,7 @@ class Garbage:
         return (free[counts.index(most)],) if most else ()
 
 
-def _hidden_of(manifest: Manifest, run: Run, blocks: Sequence[tuple[int, Header]]) -> float:
+def _hidden_of(deletes: Sequence[DeleteEvent], blocks: Sequence[tuple[int, Header]]) -> float:
     """Estimate the rows of some blocks that deletes hide: as if spread evenly over each."""
     first = np.array([series for series, _ in blocks])
     last = np.array([header.last_series for _, header in blocks])
@@ -174,7 +201,7 @@ def _hidden_of(manifest: Manifest, run: Run, blocks: Sequence[tuple[int, Header]
     t_min = np.array([header.t_min for _, header in blocks], np.float64)
     t_end = np.array([header.t_max for _, header in blocks], np.float64) + 1.0
     hidden = np.zeros(len(blocks))
-    for delete in manifest.deletes_after(run):
+    for delete in deletes:
         series = delete.series
         about = series.searchsorted(last, "right") - series.searchsorted(first, "left")
         inside = np.minimum(t_end, float(delete.end)) - np.maximum(t_min, float(delete.start))

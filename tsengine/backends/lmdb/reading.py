@@ -262,6 +262,18 @@ class BlockReader:
             found = cursor.next()
         return headers
 
+    def headers_of(
+        self, cursor: lmdb.Cursor, run: Run, number: int, start: int, end: int
+    ) -> Iterator[tuple[bytes, int, Header]]:
+        """Iterate over key, first series and header of the blocks that may hold rows of a range."""
+        for key in self._from(cursor, run, number, start):
+            _, first_series, timestamp = split_block_key(key)
+            if first_series > number or (first_series == number and timestamp >= end):
+                return
+            header = read_header(key, cursor.value())
+            if header.last_series >= number:
+                yield key, first_series, header
+
     def sample(self, cursor: lmdb.Cursor, run: Run, number: int, timestamp: int) -> Columns | None:
         """Give the rows of the block of a run that holds a place or comes before it."""
         if not _seek(cursor, block_key(run.number, number, timestamp)):
