@@ -186,7 +186,7 @@ class Environment:
         """Close, waiting for the transactions of this process to end; again where it raised."""
         with self._write_lock, self._gate_lock:
             self._wait_for_readers_locked()
-            if not self._lock.is_held:
+            if self._closed and not self._lock.is_held:  # on read-only media none ever is
                 return
             self._closed = True
             if self.read_only:
