@@ -155,7 +155,9 @@ def _holds_of_upkeep() -> Iterator[list[float]]:
     held: list[float] = []
     write = Environment.write
 
-    def timed(environment: Environment, work: Callable[[lmdb.Transaction], _Result]) -> _Result:
+    def timed(
+        environment: Environment, work: Callable[[lmdb.Transaction], _Result], **options: bool
+    ) -> _Result:
         began: list[float] = []
 
         def begun(transaction: lmdb.Transaction) -> _Result:
@@ -163,7 +165,7 @@ def _holds_of_upkeep() -> Iterator[list[float]]:
             return work(transaction)
 
         try:
-            return write(environment, begun)
+            return write(environment, begun, **options)
         finally:
             if began and threading.current_thread().name == "tsengine-upkeep":
                 held.append(time.perf_counter() - began[0])
