@@ -13,8 +13,8 @@ from typing import Final
 
 RESERVE_FILE: Final = "reserve"
 
-RESERVE_BYTES: Final = 1 << 20
-"""256 pages. A delete and the sweeping behind it take about a dozen, and one more for every
+RESERVE_BYTES: Final = 1 << 19
+"""128 pages. A delete and the sweeping behind it take about a dozen, and one more for every
 500 series that the delete is about."""
 
 RESERVE_BYTES_MIN: Final = 1 << 16
