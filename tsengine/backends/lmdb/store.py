@@ -554,9 +554,8 @@ class Store:
 
     def forget_mark(self, producer: str) -> None:
         """Drop the mark of a producer."""
-        with (
-            self.commit_lock
-        ):  # a mark committed meanwhile is kept, here as in the file, or in neither
+        # Locked: a mark committed meanwhile is kept here as in the file, or in neither.
+        with self.commit_lock:
             self._last_mark = None
             self.environment.write(
                 lambda transaction: transaction.delete(
