@@ -22,6 +22,7 @@ from tsengine.engine import (
     WriteBufferHandler,
 )
 from tsengine.errors import (
+    AggregationError,
     BatchShapeError,
     BufferFullError,
     CancelledError,
@@ -76,6 +77,7 @@ __version__ = "0.1.0"
 """That of the package; written here too, so that an import need not read its metadata."""
 
 __all__ = [
+    "AggregationError",
     "BatchShapeError",
     "BufferFullError",
     "CancelledError",

@@ -18,6 +18,7 @@ from typing import ClassVar, Self, cast
 
 import numpy as np
 
+from tsengine.aggregation import Aggregation, Fill, aggregate_batches, aggregation
 from tsengine.errors import (
     BatchShapeError,
     ForkedError,
@@ -33,6 +34,7 @@ from tsengine.model import (
     INT64_MIN,
     RANGE_END_MAX,
     DataPoint,
+    DurationLike,
     GroupedBatch,
     Labels,
     PointLike,
@@ -498,6 +500,78 @@ class Engine(WriteBufferHandler):
         resolved = to_selector(selector)
         return iter(()) if first == last else self._scan(resolved, first, last)
 
+    def aggregate(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+        *,
+        functions: Sequence[str],
+        every: DurationLike | None = None,
+        group_by: Sequence[str] | None = None,
+        origin: TimestampLike | None = None,
+        fill: Fill = "none",
+    ) -> QueryResult:
+        """Reduce the rows of matching series in windows of time, from one consistent snapshot.
+
+            engine.aggregate("cpu_usage", start, end, functions=["mean", "quantile(0.99)"],
+                             every="5m", group_by=["region"])
+
+        - `count`: rows, int64. `first`, `last`: the value of the first or last row. These three
+          alone are for objects, too, and to them NaN is a value; the others leave NaN out and
+          give NaN where no number is left.
+        - `sum`, `min`, `max`, `range` (max − min): float64, or of int series int64 and exact.
+          Float sums are compensated between blocks, pairwise inside.
+        - `mean`, `median`, `quantile(q)` with q from 0 to 1, linear between neighbours: float64.
+        - `variance`, `stddev`: of a sample (n − 1), float64; NaN for one number.
+        - `delta` (last − first), `increase` (the same, with what a counter had before each
+          fall, which is a reset to 0, added), `rate` (increase a second between first and last
+          row; NaN for one row): float64. Of the rows in the window alone: nothing is
+          extrapolated. In a group of several series each is taken by itself, and they add up.
+
+        Args:
+            selector: which series.
+            start: earliest timestamp; None for no bound.
+            end: one past the latest timestamp; None for no bound.
+            functions: names, each once, at least one.
+            every: length of the windows, a `timedelta` or text like `"5m"`; None for one
+                window, the whole range. Only rows of the range count, so that windows at its
+                ends may be parts.
+            group_by: names of labels: series that have the same values of all of them, or
+                lack them alike, are merged. `[]` merges all, None none.
+            origin: a moment at which a window begins; the epoch where not given.
+            fill: what stands in windows without rows: `"none"` leaves them out, `"null"` gives
+                NaN (None for objects), `"previous"` the value before, `"linear"` what lies on
+                the line between neighbours (NaN where there is no value, or no neighbour, for
+                these two), a number itself. The windows go from that of `start` to that of
+                `end`, without bounds from the group's first with rows to its last. A `count` is 0
+                there in any case. Int columns become float64 under the three words, and under
+                a number that is no integer.
+
+        Returns:
+            One `SeriesBatch` per group and function, by series ID, of groups that have rows.
+            Timestamps are those at which windows begin (where that is before the first
+            int64, the first int64); without `every` there is one, `start` or else that of the
+            group's first row. Labels are those of the series, or those in `group_by`; of
+            several functions each has its name in the label `__function__` as well. Int and
+            float series in one group give float64.
+
+        Raises:
+            InvalidQueryError: a bad selector or range.
+            AggregationError: a function, `every`, `group_by`, `origin` or `fill` makes no sense;
+                a function is not for objects; a group has objects and numbers; an int64 sum or
+                range does not fit; more than 2²⁴ windows were to be filled; or labels cannot
+                take `__function__`.
+            SnapshotExpiredError: it took longer than the backend keeps the snapshot.
+        """
+        self._check_open()
+        first, last = timestamp_range(start, end)
+        resolved = to_selector(selector)
+        asked = aggregation(
+            functions, first, last, every=every, group_by=group_by, origin=origin, fill=fill
+        )
+        return QueryResult(()) if first == last else self._aggregate(resolved, asked)
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         """Give the first point of each matching series that has rows, by series ID."""
         return self._edge_points(selector, 0)
@@ -702,6 +776,10 @@ class Engine(WriteBufferHandler):
             if positions is not None:
                 error.indices = tuple(sorted(positions[list(error.indices)].tolist()))
             raise
+
+    def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
+        """Aggregate over the scan; a backend may do better. The range is never empty."""
+        return aggregate_batches(self._scan(selector, asked.start, asked.end), asked)
 
     def _edge_points(self, selector: SelectorLike, row: int) -> list[DataPoint]:
         points: dict[Labels, DataPoint] = {}

@@ -10,7 +10,8 @@
     │   └── BatchShapeError                arrays of unequal length, wrong dtype or dimension
     ├── InvalidQueryError (ValueError)
     │   ├── SelectorError                  a selector that does not parse
-    │   └── RangeError                     a range whose start lies after its end
+    │   ├── RangeError                     a range whose start lies after its end
+    │   └── AggregationError               a function, window, grouping or fill that makes no sense
     ├── ConfigurationError
     │   ├── UnknownBackendError            a URL whose scheme no backend answers
     │   ├── UnknownOptionError             an option the backend does not know, or a bad value
@@ -128,6 +129,10 @@ class SelectorError(InvalidQueryError):
 
 class RangeError(InvalidQueryError):
     """Is raised when a range starts after its end, or a bound is no timestamp."""
+
+
+class AggregationError(InvalidQueryError):
+    """Is raised when an aggregation makes no sense as asked, or for the values it meets."""
 
 
 # Configuration
