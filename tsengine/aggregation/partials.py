@@ -124,7 +124,8 @@ def _measure_without_nan(
         if len(filled):
             column[filled] = some[name]
         measured[name] = column
-    measured["numbers"] = numbers
+    if "numbers" in measured:
+        measured["numbers"] = numbers
 
 
 def _measure_integers(

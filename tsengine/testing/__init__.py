@@ -43,7 +43,13 @@ pytest.register_assert_rewrite(
 )
 
 from tsengine.testing.agreement import Lockstep, Target
-from tsengine.testing.compare import assert_range, assert_rows, assert_same, rows_of
+from tsengine.testing.compare import (
+    assert_aggregate,
+    assert_range,
+    assert_rows,
+    assert_same,
+    rows_of,
+)
 from tsengine.testing.conformance import EngineConformance, requires, run_suite
 from tsengine.testing.faults import Fault, FaultyHandler, When
 from tsengine.testing.operations import operations
@@ -62,6 +68,7 @@ __all__ = [
     "Target",
     "When",
     "agrees",
+    "assert_aggregate",
     "assert_range",
     "assert_rows",
     "assert_same",

@@ -19,8 +19,9 @@ from typing import Self, TypeAlias
 
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Capability, Engine
-from tsengine.testing.compare import assert_range, assert_same
+from tsengine.testing.compare import assert_aggregate, assert_range, assert_same
 from tsengine.testing.operations import (
+    Aggregate,
     Compact,
     Delete,
     Operation,
@@ -176,6 +177,15 @@ class Lockstep:
         if isinstance(operation, Read):
             assert_range(
                 runner.engine, self.model, operation.selected, operation.start, operation.end
+            )
+        elif isinstance(operation, Aggregate):
+            assert_aggregate(
+                runner.engine,
+                self.model,
+                operation.selected,
+                operation.start,
+                operation.end,
+                **dict(operation.asked),
             )
         elif isinstance(operation, Compact):
             runner.engine.compact()

@@ -6,12 +6,15 @@ Everything here raises AssertionError with the difference in words.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tsengine.engine import Engine
+from tsengine.errors import AggregationError
 from tsengine.model import INT64_MAX, INT64_MIN, Labels, SeriesBatch, ValueKind
-from tsengine.testing.reference import ReferenceModel, Row, agrees
+from tsengine.testing.reference import FloatSum, ReferenceModel, Row, agrees
+from tsengine.testing.reference_aggregates import aggregate_rows
 from tsengine.testing.strategies import Selected
 
 Rows = dict[Labels, list[Row]]
@@ -83,6 +86,47 @@ def assert_range(
     assert_rows(rows_of(engine.query(selected.engine, start, end)), wanted)
     assert_rows(rows_of(engine.scan(selected.engine, start, end), joined=False), wanted)
     assert engine.count(selected.engine, start, end) == sum(map(len, wanted.values()))
+
+
+def assert_aggregate(
+    engine: Engine,
+    model: ReferenceModel,
+    selected: Selected = Selected(None, None),  # noqa: B008  # frozen
+    start: int | None = None,
+    end: int | None = None,
+    *,
+    every: int | None = None,
+    **asked: Any,
+) -> None:
+    """Check one aggregation, or that both refuse it.
+
+    Args:
+        engine: which.
+        model: beside it.
+        selected: which series.
+        start: of the range.
+        end: of the range.
+        every: nanoseconds.
+        asked: what `Engine.aggregate` and `aggregate_rows` take alike.
+    """
+    rows = model.query(selected.model, start, end)
+    if any(isinstance(value, FloatSum) for found in rows.values() for _, value in found):
+        # Such a sum has no one value: go on from what the engine read.
+        rows = rows_of(engine.query(selected.engine, start, end))
+    wanted: Rows | None
+    try:
+        wanted = aggregate_rows(rows, start=start, end=end, every=every, **asked)
+    except AggregationError:
+        wanted = None
+    length = None if every is None else f"{every}ns"
+    found: Rows | None
+    try:
+        found = rows_of(engine.aggregate(selected.engine, start, end, every=length, **asked))
+    except AggregationError:
+        found = None
+    assert (found is None) == (wanted is None), f"{asked} gave {found}, expected {wanted}"
+    if found is not None and wanted is not None:
+        assert_rows(found, wanted)
 
 
 def assert_same(engine: Engine, model: ReferenceModel) -> None:

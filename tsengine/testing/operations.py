@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from hypothesis import strategies as st
@@ -20,6 +20,7 @@ from tsengine.testing.reference import Column, ReferenceModel
 from tsengine.testing.strategies import (
     Point,
     Selected,
+    aggregations,
     array_of,
     columns,
     points,
@@ -61,6 +62,20 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Compare an aggregation of a range of a selection.
+
+    Attributes:
+        asked: as `strategies.aggregations` has it, in pairs.
+    """
+
+    selected: Selected
+    start: int | None
+    end: int | None
+    asked: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Compact:
     """Fold what can be folded."""
 
@@ -70,7 +85,7 @@ class Reopen:
     """Close and open again, where the backend persists."""
 
 
-Operation: TypeAlias = "Write | WriteColumns | Delete | Read | Compact | Reopen"
+Operation: TypeAlias = "Write | WriteColumns | Delete | Read | Aggregate | Compact | Reopen"
 
 Outcome: TypeAlias = "WriteReceipt | int | tuple[type[InvalidDataError], tuple[int, ...]]"
 """What a call gave: a receipt, a number of series, or an error's type and indices."""
@@ -86,9 +101,12 @@ def operations(series: Series, *, count_max: int = 10) -> st.SearchStrategy[list
     bounded = st.tuples(selectors(names), ranges())
     read = bounded.map(lambda given: Read(given[0], *given[1]))
     delete = bounded.map(lambda given: Delete(given[0], *given[1]))
+    aggregate = st.tuples(selectors(names), ranges(), aggregations()).map(
+        lambda given: Aggregate(given[0], given[1][0], given[1][1], tuple(given[2].items()))
+    )
     one: st.SearchStrategy[Operation] = st.one_of(
-        write, write, write_columns, write_columns, delete, read, st.just(Compact()),
-        st.just(Reopen()),
+        write, write, write_columns, write_columns, delete, read, aggregate,
+        st.just(Compact()), st.just(Reopen()),
     )  # fmt: skip
     return st.lists(one, min_size=1, max_size=count_max)
 

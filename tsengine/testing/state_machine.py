@@ -24,12 +24,18 @@ from tsengine.engine import Capability, Engine
 from tsengine.errors import InvalidDataError
 from tsengine.model import INT64_MIN, Labels, ProducerMark, ValueKind
 from tsengine.testing.agreement import EngineFactory
-from tsengine.testing.compare import assert_range, assert_same, assert_same_answers
+from tsengine.testing.compare import (
+    assert_aggregate,
+    assert_range,
+    assert_same,
+    assert_same_answers,
+)
 from tsengine.testing.operations import Write, WriteColumns, write_to_engine, write_to_model
 from tsengine.testing.reference import ReferenceModel
 from tsengine.testing.strategies import (
     TIME_BASE,
     Point,
+    aggregations,
     bad_values,
     columns,
     label_sets,
@@ -241,6 +247,14 @@ class EngineMachine(RuleBasedStateMachine):
         selected = data.draw(self.some_series, "selector")
         start, end = data.draw(self.some_range, "range")
         assert_range(self.opened, self.model, selected, start, end)
+
+    @rule(data=st.data())
+    def aggregate(self, data: st.DataObject) -> None:
+        """Aggregate a range of some series."""
+        selected = data.draw(self.some_series, "selector")
+        start, end = data.draw(self.some_range, "range")
+        asked = data.draw(aggregations(), "asked")
+        assert_aggregate(self.opened, self.model, selected, start, end, **asked)
 
     @rule()
     def read_all(self) -> None:

@@ -14,7 +14,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from hypothesis import strategies as st
@@ -161,6 +161,52 @@ def ranges(*, earliest: int = 1) -> st.SearchStrategy[tuple[int | None, int | No
         bounds.map(lambda moment: (moment, None)),
         bounds.map(lambda moment: (None, moment)),
     )
+
+
+FUNCTIONS: Final = (
+    "count",
+    "sum",
+    "mean",
+    "min",
+    "max",
+    "range",
+    "first",
+    "last",
+    "stddev",
+    "variance",
+    "median",
+    "quantile(0.95)",
+    "delta",
+    "increase",
+    "rate",
+)
+"""Every function of aggregation."""
+
+NUMERIC_FUNCTIONS: Final = tuple(
+    name for name in FUNCTIONS if name not in ("count", "first", "last")
+)
+"""Those that are for numbers alone."""
+
+
+@functools.cache
+def aggregations() -> st.SearchStrategy[dict[str, Any]]:
+    """What may be asked of an aggregation, `every` and `origin` in nanoseconds.
+
+    Lengths of windows are such that `timestamps` are either in few of them or in more than may
+    be filled, which is refused: the model takes its time for what lies between.
+    """
+    some = st.lists(st.sampled_from(FUNCTIONS), min_size=1, max_size=4, unique=True)
+    functions = st.one_of(some, some, st.just(FUNCTIONS), st.sampled_from((("count",), ("last",))))
+    common: dict[str, st.SearchStrategy[Any]] = {
+        "functions": functions,
+        "group_by": st.sampled_from((None, None, (), ("zone",), ("host", "absent"))),
+    }
+    windows = {
+        "every": st.sampled_from((1, 3, 7, 10**8, 2**58, INT64_MAX)),
+        "origin": st.sampled_from((0, 0, 1, -5, TIME_BASE + 2, INT64_MIN, INT64_MAX)),
+        "fill": st.sampled_from(("none", "none", "null", "previous", "linear", 0, 2.5)),
+    }
+    return st.one_of(st.fixed_dictionaries(common), st.fixed_dictionaries({**common, **windows}))
 
 
 # Values

@@ -10,6 +10,7 @@ backend cannot pass is never overridden: mark it as a strict xfail with its reas
 
 from __future__ import annotations
 
+from tsengine.testing.conformance.aggregating import AggregateConformance
 from tsengine.testing.conformance.bad_input import BadInputConformance
 from tsengine.testing.conformance.base import (
     ConformanceBase,
@@ -43,6 +44,7 @@ class EngineConformance(
     PolicyConformance,
     DeleteConformance,
     ReadConformance,
+    AggregateConformance,
     HandlerConformance,
     MarkConformance,
     LifecycleConformance,
