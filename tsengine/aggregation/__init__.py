@@ -23,11 +23,12 @@ from tsengine.aggregation.collecting import (
     with_edges,
 )
 from tsengine.aggregation.partials import Partials, Statistics, measure
-from tsengine.aggregation.windows import cut, cut_regular, cut_rows, window_starts
+from tsengine.aggregation.windows import Cut, cut, cut_regular, cut_rows, window_starts
 
 __all__ = [
     "Aggregation",
     "Collector",
+    "Cut",
     "Fill",
     "Function",
     "Groups",

@@ -50,6 +50,21 @@ _HEADER: Final = struct.Struct("<IIBBBBBxxxIIIIIIIxxxxqqQq8s8s8s8s16s")
 _PLACE: Final = struct.Struct("<I36xI")
 HEADER_BYTES: Final = _HEADER.size
 assert HEADER_BYTES % 8 == 0, "columns behind the header are mapped as 8-byte integers"
+_SIZES: Final = struct.Struct("<8xB7xIIIII")
+
+HEADER_DTYPE: Final = np.dtype(
+    {
+        "names": [
+            "rows", "segments", "nan_count", "place", "t_min", "t_max", "last_series",
+            "first", "last", "min", "max", "sum", "sum_error",
+        ],
+        "formats": ["<u4"] * 4 + ["<i8"] * 9,
+        "offsets": [16, 20, 36, 40, 48, 56, 64, 80, 88, 96, 104, 112, 120],
+        "itemsize": HEADER_BYTES,
+    }
+)  # fmt: skip
+"""A header as numpy reads it: what many of them are asked for together. Values are of int kind;
+those of float kind have the same bits."""
 
 _RAW, _PACKED, _REGULAR = 0, 1, 2
 _NONE: Final = b"\0" * 8
@@ -133,6 +148,16 @@ def read_header(key: bytes | memoryview, block: bytes | memoryview) -> Header:
         ):
             return header
     raise _damaged(key, "has a damaged header")
+
+
+def is_plausible(head: bytes, size: int) -> bool:
+    """Whether a header fits the size of its block, and says nothing impossible."""
+    version, rows, segments, *sizes = _SIZES.unpack_from(head)
+    return bool(
+        version == _VERSION
+        and 0 < segments <= rows <= ROWS_MAX
+        and HEADER_BYTES + sum(sizes) == size
+    )
 
 
 def place_of(key: bytes | memoryview, block: bytes | memoryview) -> int:
@@ -314,6 +339,59 @@ def decode_range(
         return timestamps, _decode_values(block[times_end:], header, last)[first:]
     except _UNDECODABLE as error:
         raise CorruptionError(f"{describe(key)} does not decode: {error}") from error
+
+
+def regular_times(block: bytes | memoryview, header: Header) -> tuple[int, int] | None:
+    """Give the first timestamp and the step of a block of one series; None for none.
+
+    Raises:
+        CorruptionError: the encoding does not hold what the header says.
+    """
+    try:
+        step = _regular_step(block[HEADER_BYTES : HEADER_BYTES + header.time_bytes], header)
+    except struct.error as error:
+        raise CorruptionError(f"regular times do not decode: {error}") from error
+    return (header.last_timestamp - (header.rows - 1) * step, step) if step > 0 else None
+
+
+def decode_times(key: bytes | memoryview, block: bytes | memoryview, header: Header) -> Int64Array:
+    """Give the timestamps of a verified block of one series.
+
+    Raises:
+        CorruptionError: the encoding does not hold what the header says.
+    """
+    part = block[HEADER_BYTES : HEADER_BYTES + header.time_bytes]
+    try:
+        return _decode_times(part, header, np.array([0, header.rows]))
+    except _UNDECODABLE as error:
+        raise _damaged(key, f"does not decode: {error}") from error
+
+
+def decode_values_into(
+    key: bytes | memoryview, block: bytes | memoryview, header: Header, into: ValueArray
+) -> None:
+    """Write the first values of a verified block of numbers of one series into a column.
+
+    Args:
+        key: of the block.
+        block: the block.
+        header: its header.
+        into: of the kind of the block, as long as there are values to be written.
+
+    Raises:
+        CorruptionError: the encoding does not hold what the header says.
+    """
+    part = block[HEADER_BYTES + header.time_bytes :]
+    rows = len(into)
+    try:
+        if header.value_encoding == _RAW:
+            into[:] = np.frombuffer(part, into.dtype, header.rows)[:rows]
+            return
+        progress = standalone.simple_decompress_into(bytes(part), into)
+        if progress.n_processed != rows or progress.finished != (rows == header.rows):
+            raise ValueError(f"a column of {rows} rows holds another number")
+    except _UNDECODABLE as error:
+        raise _damaged(key, f"does not decode: {error}") from error
 
 
 def split_raw(kind: ValueKind, columns: Columns, block_points: int) -> list[Columns]:

@@ -16,6 +16,8 @@ from typing import ClassVar, Final
 import lmdb
 import numpy as np
 
+from tsengine.aggregation import Aggregation
+from tsengine.backends.lmdb.aggregating import push_down
 from tsengine.backends.lmdb.blocks import ROWS_MAX
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.checking import check_store
@@ -251,6 +253,13 @@ class LmdbEngine(Engine):
         """As `WriteBufferHandler` says: it saves a transaction for each new series."""
         store = self._floats_store
         return store is not None and store.only_floats
+
+    def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
+        """By headers and blocks, where what is asked does not go by the order of rows."""
+        result = push_down(
+            self._store, selector, lambda transaction: self._resolve(transaction, selector), asked
+        )
+        return super()._aggregate(selector, asked) if result is None else result
 
     def query(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar, cast
 
 import lmdb
@@ -20,6 +20,7 @@ from tsengine.backends.lmdb.blocks import (
     Header,
     decode,
     decode_range,
+    describe,
     place_of,
     read_header,
     verify,
@@ -159,10 +160,13 @@ class BlockReader:
         start: int,
         end: int,
         policy: DuplicatePolicy,
+        *,
+        without: Container[bytes] = (),
     ) -> Piece | None:
         """Give the rows of one series in a range, folded; None for none.
 
-        The columns are the caller's own, but for objects, which are bytes still.
+        The columns are the caller's own, but for objects, which are bytes still. Blocks whose
+        keys are in `without` are left out.
         """
         cursor = transaction.cursor(self._environment.tables[BLOCKS])
         kind = number >> KIND_SHIFT
@@ -177,7 +181,7 @@ class BlockReader:
             is_whole = start <= t_min and t_max < end
             recent = self._recent.get(run.number)
             if recent is None:
-                found = self._pieces(cursor, run, number, start, end, is_whole)
+                found = self._pieces(cursor, run, number, start, end, is_whole, without)
             else:
                 shelf = recent.get(kind)
                 piece = None if shelf is None else shelf.take(number, start, end, is_whole)
@@ -199,6 +203,7 @@ class BlockReader:
         policy: DuplicatePolicy,
         *,
         rows_max: int = ROWS_UNBOUNDED,
+        without: Container[bytes] = (),
     ) -> list[Columns] | None:
         """Give the rows of many series in a range, folded.
 
@@ -210,6 +215,7 @@ class BlockReader:
             end: one past the last timestamp.
             policy: the store's duplicate policy.
             rows_max: how many rows are too many.
+            without: keys of blocks that are left out.
 
         Returns:
             Columns of each kind that occurs, ascending; None where there are too many rows.
@@ -221,7 +227,7 @@ class BlockReader:
             if not run.overlaps(start, end):
                 continue
             deletes = list(manifest.deletes_after(run))
-            for columns in self._blocks_with(cursor, run, numbers):
+            for columns in self._blocks_with(cursor, run, numbers, without):
                 for delete in deletes:
                     hidden = delete.hides(columns)
                     if hidden is not None:
@@ -350,7 +356,14 @@ class BlockReader:
         return [*edges, end]
 
     def _pieces(
-        self, cursor: lmdb.Cursor, run: Run, number: int, start: int, end: int, is_whole: bool
+        self,
+        cursor: lmdb.Cursor,
+        run: Run,
+        number: int,
+        start: int,
+        end: int,
+        is_whole: bool,
+        without: Container[bytes],
     ) -> list[Piece]:
         """Give the rows that a run has of a series in a range, a piece a block."""
         pieces: list[Piece] = []
@@ -358,6 +371,8 @@ class BlockReader:
         for key in self._from(cursor, run, number, start):
             if key >= stop:
                 break
+            if key in without:
+                continue
             piece = self._piece(cursor, key, number, start, end, is_whole)
             if piece is not None:
                 pieces.append(piece)
@@ -384,7 +399,9 @@ class BlockReader:
             return None
         return shelf.take(number, start, end, is_whole)
 
-    def _blocks_with(self, cursor: lmdb.Cursor, run: Run, numbers: Int64Array) -> Iterator[Columns]:
+    def _blocks_with(
+        self, cursor: lmdb.Cursor, run: Run, numbers: Int64Array, without: Container[bytes]
+    ) -> Iterator[Columns]:
         """Iterate over the rows that a run has of the given series, block by block."""
         recent = self._recent.get(run.number)
         if recent is not None:
@@ -400,6 +417,8 @@ class BlockReader:
                 if ahead == len(numbers):
                     return
                 if int(numbers[ahead]) <= header.last_series:
+                    if key in without:
+                        continue
                     yield _only(self._decode(key, block, header), numbers)
                 elif ahead > place:
                     place = ahead
@@ -464,6 +483,23 @@ class BlockReader:
                 _, oldest = self._mixed.popitem(last=False)
                 self._mixed_bytes -= oldest.size
         return shelf
+
+    def is_recent(self, run: Run) -> bool:
+        """Whether the rows of a run are at hand as they were written."""
+        return run.number in self._recent
+
+    def block(self, cursor: lmdb.Cursor, key: bytes) -> tuple[bytes | memoryview, Header]:
+        """Give a block by its key, verified, and its header.
+
+        Raises:
+            CorruptionError: it is missing or damaged.
+        """
+        if not cursor.set_key(key):
+            raise CorruptionError(f"{describe(key)} is missing")
+        block = cursor.value()
+        header = read_header(key, block)
+        self._verify(key, block, header)
+        return block, header
 
     def _verify(self, key: bytes, block: bytes | memoryview, header: Header) -> None:
         """Check a block's checksum, once in the life of this process."""

@@ -42,6 +42,7 @@ from tsengine.backends.lmdb.marks import pack_mark, unpack_mark
 from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns, split_tails, tail_start
 from tsengine.backends.lmdb.reading import BlockReader
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, Run, State, digest
+from tsengine.backends.lmdb.summaries import Summaries
 from tsengine.backends.lmdb.sweeping import SWEEP_BLOCKS, Sweeper, delete_blocks
 from tsengine.errors import (
     CorruptionError,
@@ -120,6 +121,7 @@ class Store:
             self.catalogue = Catalogue(self.environment)
             self.environment.explain = self._name_series
             self.reader = BlockReader(self.environment)
+            self.summaries = Summaries(self.reader)
             self.pins = Pins()
             self.sweeper = Sweeper(
                 self.environment, self.catalogue, self.pins, clock_ns, settings.snapshot_age_max_ns
@@ -439,6 +441,7 @@ class Store:
                 self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
             for tail in tails:
                 self.reader.forget(tail.number)
+                self.summaries.forget(tail.number)
             _ = self.numbers()  # of this epoch: what is remembered goes there
             self._only_floats = self._only_floats and newcomers.keys() <= {ValueKind.FLOAT}
             for kind, labels in newcomers.items():

@@ -324,6 +324,7 @@ class Upkeep:
         now = self._store.clock_ns()
         for run in runs:
             self._store.reader.forget(run.number)
+            self._store.summaries.forget(run.number)
         return [Retired(run.number, manifest.state.version, now) for run in runs]
 
     def _retire_expired(self) -> None:
