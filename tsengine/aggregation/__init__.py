@@ -19,6 +19,7 @@ from tsengine.aggregation.collecting import (
     Collector,
     Groups,
     aggregate_batches,
+    aggregate_series,
     refuse_objects,
     with_edges,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Partials",
     "Statistics",
     "aggregate_batches",
+    "aggregate_series",
     "aggregation",
     "answer",
     "cut",

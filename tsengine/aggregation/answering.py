@@ -51,8 +51,10 @@ def answer(
         for part in extra:
             _align(table, part)
         columns = [_column(function, kind, table, groups) for function in asked.functions]
-        borders = np.flatnonzero(table.groups[1:] != table.groups[:-1]) + 1
-        bounds = [0, *borders.tolist(), len(table)]
+        bounds = [0, len(table)]
+        if table.groups[0] != table.groups[-1]:
+            borders = np.flatnonzero(table.groups[1:] != table.groups[:-1]) + 1
+            bounds[1:1] = borders.tolist()
         for first, last, number in zip(
             bounds[:-1], bounds[1:], table.groups[bounds[:-1]].tolist(), strict=True
         ):
@@ -64,7 +66,8 @@ def answer(
             for function, column in zip(asked.functions, columns, strict=True):
                 timestamps, values = filled(asked, function, windows, column[rows], limit)
                 batches.append(SeriesBatch(names.of(labels, function), timestamps, values))
-    batches.sort(key=lambda batch: batch.labels.id)
+    if len(batches) > 1:
+        batches.sort(key=lambda batch: batch.labels.id)
     return QueryResult(batches)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,6 +174,12 @@ _FILLS: Final = "give 'none', 'null', 'previous', 'linear' or a number"
 
 def _functions(functions: object) -> tuple[Function, ...]:
     names = _texts(functions, "functions", "['mean', 'max']")
+    return _parse(tuple(names))
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(names: tuple[str, ...]) -> tuple[Function, ...]:
+    functions = list(names)
     if not names:
         raise AggregationError(f"functions={functions!r} asks for nothing; {_known()}")
     if len(set(names)) < len(names):
@@ -227,6 +234,8 @@ def _names(group_by: object) -> tuple[str, ...]:
 
 def _texts(given: object, what: str, example: str) -> list[str]:
     """Take a sequence of text; one text alone is a sequence of characters, and a mistake."""
+    if type(given) is list and {*map(type, given)} == {str}:
+        return given
     is_one = isinstance(given, (str, bytes))
     if is_one or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
         raise AggregationError(f"{what}={given!r} is no sequence of text such as {example}")

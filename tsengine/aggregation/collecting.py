@@ -221,6 +221,24 @@ def refuse_objects(asked: Aggregation, labels: Labels) -> None:
         )
 
 
+def aggregate_series(batch: SeriesBatch, asked: Aggregation) -> QueryResult:
+    """Aggregate all rows of the only series there is; what is asked goes by no order of rows.
+
+    As `aggregate_batches` in a third of the time, which is what a short range takes.
+    """
+    timestamps, values = batch.timestamps, batch.values
+    kind = ValueKind.INT if asked.only_counts else _KINDS[values.dtype]
+    groups = Groups(asked.group_by)
+    groups.number(batch.labels)
+    with np.errstate(all="ignore"):
+        starts, windows = cut(timestamps, asked.every, asked.phase)
+        measured = measure(kind, values, starts, asked.needs)
+        nothing = np.zeros(len(starts), np.int64)
+        if asked.needs_begin:
+            measured["begin"] = timestamps[starts]
+        return answer(asked, groups.labels, {kind: Partials(nothing, windows, measured)})
+
+
 def aggregate_batches(batches: Iterable[SeriesBatch], asked: Aggregation) -> QueryResult:
     """Aggregate the batches of a scan: series by series ID, their rows by time.
 

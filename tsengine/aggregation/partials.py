@@ -19,8 +19,11 @@ Statistics by name, all of them arrays of one length:
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeAlias, cast
 
 import numpy as np
@@ -31,8 +34,11 @@ from tsengine.model import Int64Array, ValueArray, ValueKind
 Statistics: TypeAlias = "dict[str, ValueArray]"
 FloatArray: TypeAlias = "npt.NDArray[np.float64]"
 
-ARITHMETIC: Final = frozenset({"sum", "min", "max"})
+ARITHMETIC: Final = ("sum", "min", "max")
 """Statistics that leave NaN out."""
+
+_LONG: Final = 32
+"""Average partial sums of a segment from which one call for each costs less than all at once."""
 
 _HALF: Final = 32
 _LOW: Final = (1 << _HALF) - 1
@@ -75,14 +81,17 @@ def measure(
         starts: int64[m], ascending, the first 0: where segments begin.
         needs: names of statistics, `sum` for `high` and `low` too.
     """
-    bounds = np.append(starts, len(values))
+    bounds = np.empty(len(starts) + 1, np.int64)
+    bounds[:-1], bounds[-1] = starts, len(values)
     measured: Statistics = {"rows": bounds[1:] - bounds[:-1]}
     if kind is ValueKind.INT:
         _measure_integers(measured, cast("Int64Array", values), starts, needs)
     elif kind is ValueKind.FLOAT:
         floats = cast("FloatArray", values)
         _measure_floats(measured, floats, starts, needs)
-        if any(np.isnan(measured[name]).any() for name in ARITHMETIC & measured.keys()):
+        some = next((measured[name] for name in ARITHMETIC if name in measured), None)
+        # NaN of any row is in its segment's sum, minimum and maximum, and so in their sum.
+        if some is not None and np.isnan(np.add.reduce(some)):
             _measure_without_nan(measured, floats, starts, needs)
     if "first" in needs:
         measured["first"] = values[starts]
@@ -247,7 +256,9 @@ def _fold_edge(statistics: Statistics, folded: Statistics, starts: Int64Array, n
 def add_segments(
     totals: FloatArray, errors: FloatArray, starts: Int64Array
 ) -> tuple[FloatArray, FloatArray]:
-    """Add segments of sums with their errors: neighbours in pairs, and what that rounds off.
+    """Add segments of sums with their errors, and tell what that rounds off.
+
+    Few long segments are added by `math.fsum`, others as neighbours in pairs, all at once.
 
     Args:
         totals: float64[n].
@@ -257,6 +268,8 @@ def add_segments(
     Returns:
         Totals and errors, float64[m]; of totals that are not finite the error is 0.
     """
+    if len(starts) * _LONG < len(totals):
+        return _add_exactly(totals, errors, starts)
     counts = np.diff(np.append(starts, len(totals)))
     errors = np.add.reduceat(errors, starts)
     while len(totals) > len(counts):
@@ -276,3 +289,17 @@ def add_segments(
         counts = (counts + 1) // 2
     errors[~np.isfinite(totals)] = 0.0
     return totals, errors
+
+
+def _add_exactly(
+    totals: FloatArray, errors: FloatArray, starts: Int64Array
+) -> tuple[FloatArray, FloatArray]:
+    added = np.add.reduceat(totals, starts)  # stands where it is not finite
+    bounds = [*starts.tolist(), len(totals)]
+    for place, (first, last) in enumerate(pairwise(bounds)):
+        if np.isfinite(added[place]):
+            with contextlib.suppress(OverflowError):  # on the way, where the end is in range
+                added[place] = math.fsum(
+                    [*totals[first:last].tolist(), *errors[first:last].tolist()]
+                )
+    return added, np.zeros(len(starts))

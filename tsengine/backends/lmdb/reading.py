@@ -488,18 +488,18 @@ class BlockReader:
         """Whether the rows of a run are at hand as they were written."""
         return run.number in self._recent
 
-    def block(self, cursor: lmdb.Cursor, key: bytes) -> tuple[bytes | memoryview, Header]:
-        """Give a block by its key, verified, and its header.
+    def block(self, cursor: lmdb.Cursor, key: bytes) -> memoryview:
+        """Give a block by its key, verified; its header was read before.
 
         Raises:
             CorruptionError: it is missing or damaged.
         """
         if not cursor.set_key(key):
             raise CorruptionError(f"{describe(key)} is missing")
-        block = cursor.value()
-        header = read_header(key, block)
-        self._verify(key, block, header)
-        return block, header
+        block = cast("memoryview", cursor.value())
+        if key not in self._verified:
+            self._verify(key, block, read_header(key, block))
+        return block
 
     def _verify(self, key: bytes, block: bytes | memoryview, header: Header) -> None:
         """Check a block's checksum, once in the life of this process."""
