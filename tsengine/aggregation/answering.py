@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -51,14 +52,7 @@ def answer(
         for part in extra:
             _align(table, part)
         columns = [_column(function, kind, table, groups) for function in asked.functions]
-        bounds = [0, len(table)]
-        if table.groups[0] != table.groups[-1]:
-            borders = np.flatnonzero(table.groups[1:] != table.groups[:-1]) + 1
-            bounds[1:1] = borders.tolist()
-        for first, last, number in zip(
-            bounds[:-1], bounds[1:], table.groups[bounds[:-1]].tolist(), strict=True
-        ):
-            rows, labels = slice(first, last), groups[number]
+        for rows, labels in _slices(table, groups):
             windows = table.windows[rows]
             if asked.every is None:
                 begin = table.statistics["begin"][rows] if asked.needs_begin else [asked.start]
@@ -69,6 +63,16 @@ def answer(
     if len(batches) > 1:
         batches.sort(key=lambda batch: batch.labels.id)
     return QueryResult(batches)
+
+
+def _slices(table: Partials, groups: Sequence[Labels]) -> Iterator[tuple[slice, Labels]]:
+    """Give the rows of each group, and its labels."""
+    of_rows = table.groups
+    bounds = [0, len(of_rows)]
+    if of_rows[0] != of_rows[-1]:
+        bounds[1:1] = (np.flatnonzero(of_rows[1:] != of_rows[:-1]) + 1).tolist()
+    for first, last in pairwise(bounds):
+        yield slice(first, last), groups[int(of_rows[first])]
 
 
 class _Names:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -79,8 +78,7 @@ class Function(NamedTuple):
         return NEEDS[self.base]
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregation:
+class Aggregation(NamedTuple):
     """One aggregation, all of it valid.
 
     Attributes:
@@ -143,7 +141,7 @@ def aggregation(
     Raises:
         AggregationError: something makes no sense; names it and says what would.
     """
-    asked = _functions(functions)
+    asked, needs = _functions(functions)
     length = None if every is None else _length(every)
     given: object = fill  # what a caller without a type checker may give
     if isinstance(given, np.generic):
@@ -165,26 +163,28 @@ def aggregation(
         fill=given,
         start=start,
         end=end,
-        needs=frozenset(need for function in asked for need in function.needs),
+        needs=needs,
     )
 
 
 _FILLS: Final = "give 'none', 'null', 'previous', 'linear' or a number"
 
 
-def _functions(functions: object) -> tuple[Function, ...]:
+def _functions(functions: object) -> tuple[tuple[Function, ...], frozenset[str]]:
+    """Give the functions, and what they need."""
     names = _texts(functions, "functions", "['mean', 'max']")
     return _parse(tuple(names))
 
 
 @functools.lru_cache(maxsize=256)
-def _parse(names: tuple[str, ...]) -> tuple[Function, ...]:
+def _parse(names: tuple[str, ...]) -> tuple[tuple[Function, ...], frozenset[str]]:
     functions = list(names)
     if not names:
         raise AggregationError(f"functions={functions!r} asks for nothing; {_known()}")
     if len(set(names)) < len(names):
         raise AggregationError(f"functions={functions!r} has a function twice; give it once")
-    return tuple(map(_function, names))
+    parsed = tuple(map(_function, names))
+    return parsed, frozenset(need for function in parsed for need in function.needs)
 
 
 def _function(name: str) -> Function:
@@ -206,8 +206,15 @@ def _known() -> str:
     return f"there are {plain} and quantiles such as 'quantile(0.95)'"
 
 
+@functools.lru_cache(maxsize=256)
+def _length_of_text(every: str) -> int:
+    return duration(every)
+
+
 def _length(every: DurationLike) -> int:
     try:
+        if type(every) is str:
+            return _length_of_text(every)
         return duration(every)
     except UnknownOptionError as error:
         raise AggregationError(f"every: {error}") from None

@@ -120,6 +120,8 @@ def window_starts(timestamps: Int64Array, every: int, phase: int) -> Int64Array:
 
 def _without_empty(starts: Int64Array, windows: Int64Array) -> Cut:
     """Leave out windows that begin where the next begins; the last one has rows."""
-    filled = np.ones(len(starts), bool)
-    np.not_equal(starts[1:], starts[:-1], out=filled[:-1])
-    return (starts, windows) if filled.all() else (starts[filled], windows[filled])
+    apart = starts[1:] != starts[:-1]
+    if apart.all():
+        return starts, windows
+    filled = np.append(apart, True)
+    return starts[filled], windows[filled]
