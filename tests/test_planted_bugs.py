@@ -18,6 +18,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from tsengine.aggregation import Aggregation, aggregate_batches
 from tsengine.backends.memory import MemoryEngine
 from tsengine.duplicates import DuplicatePolicy, distinct_starts
 from tsengine.engine import CompactReport, Engine, EngineStats, is_unbounded
@@ -345,6 +346,38 @@ class ForgetsThatAbsentIsEmpty(Sound):
                 yield batch
 
 
+class AlignsWindowsToTheRange(Sound):
+    """The first window of an aggregation begins where its range does."""
+
+    def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
+        if asked.every is not None and asked.is_bounded[0]:
+            asked = asked._replace(phase=asked.start % asked.every)
+        return super()._aggregate(selector, asked)
+
+
+class TakesNanForNothing(Sound):
+    """Rows that are NaN are not counted."""
+
+    def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
+        def without(batches: Iterator[SeriesBatch]) -> Iterator[SeriesBatch]:
+            for batch in batches:
+                keep = batch.values == batch.values
+                if keep.any():
+                    yield SeriesBatch(batch.labels, batch.timestamps[keep], batch.values[keep])
+
+        return aggregate_batches(without(self._scan(selector, asked.start, asked.end)), asked)
+
+
+class ForgetsResets(Sound):
+    """The increase of a counter is what its last row has more than its first."""
+
+    def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
+        functions = tuple(
+            one._replace(base="delta") if one.base == "increase" else one for one in asked.functions
+        )
+        return super()._aggregate(selector, asked._replace(functions=functions))
+
+
 BUGS: dict[type[Sound], str] = {
     LosesDuplicates: "test_floats_fold_alike_however_they_come",
     IncludesTheEnd: "test_ranges_are_half_open",
@@ -372,6 +405,9 @@ BUGS: dict[type[Sound], str] = {
     ForgetsEmptySeries: "test_listings_know_every_label",
     LosesTheLastPoint: "test_the_limits_of_time_are_stored",
     ForgetsThatAbsentIsEmpty: "test_selectors_select",
+    AlignsWindowsToTheRange: "test_windows_are_aligned_to_an_origin",
+    TakesNanForNothing: "test_nan_is_left_out_but_for_count_first_and_last",
+    ForgetsResets: "test_counters_reset_as_in_prometheus",
 }
 """Each bug, and the test of the suite that is there to catch it."""
 
@@ -438,6 +474,9 @@ def run_in_lockstep(engine: type[Sound], options: dict[str, object], examples: i
         FreesTheKind,
         SwapsFirstAndLast,
         LosesLatePoints,
+        AlignsWindowsToTheRange,
+        TakesNanForNothing,
+        ForgetsResets,
     ],
     ids=lambda bug: bug.__name__,
 )
