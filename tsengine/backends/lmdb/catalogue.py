@@ -141,6 +141,8 @@ class Catalogue:
         self._labels: dict[int, Labels] = {}
         # As the last reader found them, and the moment that it saw.
         self._unindexed: tuple[int, Unindexed] = -1, _ALL_INDEXED
+        # All numbers by series ID, as long as the index stays as it is: 8 bytes a series.
+        self._ordered: tuple[object, Int64Array] = None, np.empty(0, np.int64)
         self.owes_index = False  # in the writing process: whether `index` has something to do
         self.cache = NumberCache(-1)
 
@@ -347,7 +349,7 @@ class Catalogue:
         more = [one for one in self.unindexed(transaction) if selector.matches(one[1])]
         matching = self._matching(transaction, selector.matchers)
         if matching is None:
-            return self._in_name_order(transaction, more)
+            return self._in_name_order(transaction, more) if more else self._everything(transaction)
         if more:
             matching = np.append(matching, [number for number, _ in more])
             matching.sort()
@@ -428,6 +430,16 @@ class Catalogue:
         state = State.load(transaction, tables[META])
         notes = transaction.stat(tables[UNINDEXED])["entries"]
         return state.catalogue_epoch, state.next_series, notes
+
+    def _everything(self, transaction: lmdb.Transaction) -> Int64Array:
+        """All numbers in order of series ID where all are indexed; nobody may change them."""
+        version = self._index_version(transaction)
+        known, numbers = self._ordered
+        if known != version:
+            numbers = self._in_name_order(transaction, ())
+            numbers.flags.writeable = False
+            self._ordered = version, numbers
+        return numbers
 
     def _in_name_order(
         self, transaction: lmdb.Transaction, unindexed: Iterable[tuple[int, Labels]]

@@ -21,10 +21,11 @@ from tsengine.backends.lmdb.aggregating import push_down
 from tsengine.backends.lmdb.blocks import ROWS_MAX
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.checking import check_store
+from tsengine.backends.lmdb.edges import edge_points
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.files import DATA_FILE, sync_directory, sync_file
 from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
-from tsengine.backends.lmdb.reading import Piece
+from tsengine.backends.lmdb.reading import series_batch
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest
 from tsengine.backends.lmdb.sharing import Shared, acquire, release
 from tsengine.backends.lmdb.store import Settings, Store
@@ -46,13 +47,11 @@ from tsengine.model import (
     ProducerMark,
     SeriesBatch,
     TimestampLike,
-    Value,
     ValueKind,
     WriteReceipt,
     check_label_text,
     check_producer,
     timestamp_range,
-    unpack_object,
 )
 from tsengine.options import STORE_OPTIONS, Converter, at_most, choice, positive_integer, seconds
 from tsengine.result import QueryResult
@@ -286,7 +285,7 @@ class LmdbEngine(Engine):
             )
         if piece is None:
             return QueryResult(())
-        return QueryResult((_batch(resolved.exact, number, piece),))
+        return QueryResult((series_batch(resolved.exact, number, piece),))
 
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._edges(selector, newest=False)
@@ -454,7 +453,7 @@ class LmdbEngine(Engine):
                     transaction, manifest, number, first, last, store.options.duplicate_policy
                 )
             if piece is not None:
-                yield _batch(labels, number, piece)
+                yield series_batch(labels, number, piece)
 
     def _scan_together(
         self, manifest: Manifest, numbers: Int64Array, start: int, end: int
@@ -490,75 +489,13 @@ class LmdbEngine(Engine):
         for number, labels in zip(order, names, strict=True):
             part, place = found[number]
             rows = slice(int(part.offsets[place]), int(part.offsets[place + 1]))
-            yield _batch(labels, number, (part.timestamps[rows].copy(), part.values[rows].copy()))
+            yield series_batch(
+                labels, number, (part.timestamps[rows].copy(), part.values[rows].copy())
+            )
 
     def _edges(self, selector: SelectorLike, *, newest: bool) -> list[DataPoint]:
-        """Give the last or first point of each series, mostly from headers alone."""
         self._check_open()
         resolved = to_selector(selector)
-        store = self._store
-        retained_from = store.retained_from()
-        points: list[DataPoint] = []
-        with store.environment.read() as transaction:
-            manifest = store.manifest_of(transaction)
-            cursor = transaction.cursor(store.environment.tables[BLOCKS])
-            for number in self._resolve(transaction, resolved).tolist():
-                point = self._edge(
-                    transaction, cursor, manifest, number, retained_from, newest=newest
-                )
-                if point is not None:
-                    labels = store.catalogue.labels(transaction, number)
-                    points.append(DataPoint(labels, *point))
-        return points
-
-    def _edge(
-        self,
-        transaction: lmdb.Transaction,
-        cursor: lmdb.Cursor,
-        manifest: Manifest,
-        number: int,
-        retained_from: int,
-        *,
-        newest: bool,
-    ) -> tuple[int, Value] | None:
-        store = self._store
-        policy = store.options.duplicate_policy
-        start, end = retained_from, 2**63
-        if not any(delete.covers(number) for delete in manifest.deletes):
-            found = [
-                edge
-                for run in manifest.runs
-                if run.series_first <= number <= run.series_last
-                and (edge := store.reader.edge(cursor, run, number, newest=newest)) is not None
-            ]
-            if not found:
-                return None
-            edge_at = (max if newest else min)(timestamp for timestamp, _ in found)
-            if edge_at >= retained_from:
-                values = [value for timestamp, value in found if timestamp == edge_at]
-                if len(values) == 1 and values[0] is not None:
-                    dtype = kind_of(number).dtype
-                    return edge_at, np.frombuffer(values[0], dtype)[0].item()
-                start, end = edge_at, edge_at + 1
-            elif newest:
-                return None
-        piece = store.reader.read_series(transaction, manifest, number, start, end, policy)
-        if piece is None:
-            return None
-        row = -1 if newest else 0
-        batch = _batch(Labels(), number, piece)
-        return int(batch.timestamps[row]), batch.values.tolist()[row]
-
-
-def _batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:
-    """Make the caller's columns of what a read gathered."""
-    timestamps, values = piece
-    if kind_of(number) is ValueKind.OBJECT:
-        objects = np.empty(len(values), dtype=object)
-        try:
-            for row, packed in enumerate(values.tolist()):
-                objects[row] = unpack_object(packed)
-        except CorruptionError as error:
-            raise CorruptionError(f"{error}; the series is {labels.id}") from error
-        values = objects
-    return SeriesBatch(labels, timestamps, values)
+        return edge_points(
+            self._store, lambda transaction: self._resolve(transaction, resolved), newest=newest
+        )

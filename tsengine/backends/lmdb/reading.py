@@ -32,7 +32,17 @@ from tsengine.backends.lmdb.layout import BLOCKS, KIND_SHIFT, block_key, pack_u6
 from tsengine.backends.lmdb.runs import Manifest, Run
 from tsengine.duplicates import DuplicatePolicy, fold
 from tsengine.errors import CorruptionError
-from tsengine.model import INT64_MAX, INT64_MIN, RANGE_END_MAX, Int64Array, ValueArray, ValueKind
+from tsengine.model import (
+    INT64_MAX,
+    INT64_MIN,
+    RANGE_END_MAX,
+    Int64Array,
+    Labels,
+    SeriesBatch,
+    ValueArray,
+    ValueKind,
+    unpack_object,
+)
 
 RECENT_BYTES_MAX: Final = 64 << 20
 """Memory for the columns of runs that were just flushed: 40 flushes of 65,536 points."""
@@ -488,6 +498,23 @@ class BlockReader:
         """Whether the rows of a run are at hand as they were written."""
         return run.number in self._recent
 
+    def recent(self, run: Run) -> list[Columns] | None:
+        """Give the rows of a run where they are at hand as they were written, by kind."""
+        shelves = self._recent.get(run.number)
+        return None if shelves is None else [shelf.columns for shelf in shelves.values()]
+
+    def columns(self, cursor: lmdb.Cursor, key: bytes) -> Columns:
+        """Give the rows of a block of several series, by its key.
+
+        Raises:
+            CorruptionError: it is missing or damaged.
+        """
+        shelf = self._mixed.get(key)
+        if shelf is None:
+            block = self.block(cursor, key)
+            shelf = self._shelve(key, block, read_header(key, block))
+        return shelf.columns
+
     def block(self, cursor: lmdb.Cursor, key: bytes) -> memoryview:
         """Give a block by its key, verified; its header was read before.
 
@@ -560,6 +587,20 @@ def combine_series(pieces: Sequence[Piece], policy: DuplicatePolicy) -> Piece | 
     if policy is DuplicatePolicy.ERROR:
         policy = DuplicatePolicy.LAST  # nothing repeats: that was enforced at the write
     return fold(all_timestamps, all_values, policy)
+
+
+def series_batch(labels: Labels, number: int, piece: Piece) -> SeriesBatch:
+    """Make the caller's columns of what a read gathered."""
+    timestamps, values = piece
+    if kind_of(number) is ValueKind.OBJECT:
+        objects = np.empty(len(values), dtype=object)
+        try:
+            for row, packed in enumerate(values.tolist()):
+                objects[row] = unpack_object(packed)
+        except CorruptionError as error:
+            raise CorruptionError(f"{error}; the series is {labels.id}") from error
+        values = objects
+    return SeriesBatch(labels, timestamps, values)
 
 
 _Column = TypeVar("_Column", bound="np.ndarray[tuple[int, ...], np.dtype[np.generic]]")
