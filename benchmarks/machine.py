@@ -67,6 +67,20 @@ def pin(core: int | None) -> int | None:
     return chosen
 
 
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let go of the one core for a while, for a peer on several threads."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def file_system(folder: Path) -> str:
     """Name the type of the file system a folder is on; "unknown" outside of Linux."""
     mounts = Path("/proc/self/mounts")

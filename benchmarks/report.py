@@ -18,6 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.comparison import Line, say, table
+from benchmarks.figures_aggregation import (
+    figure_13,
+    figure_14,
+    figure_15,
+    figure_16,
+    figure_17,
+)
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
@@ -34,6 +41,11 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     6: figure_6,
     7: figure_7,
     8: figure_8,
+    13: figure_13,
+    14: figure_14,
+    15: figure_15,
+    16: figure_16,
+    17: figure_17,
 }
 
 
@@ -79,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 def _numbers(text: str) -> list[int]:
     numbers = sorted({int(part) for part in text.split(",")})
     if unknown := [number for number in numbers if number not in FIGURES]:
-        raise argparse.ArgumentTypeError(f"no figure {unknown[0]}; there are 1 to {len(FIGURES)}")
+        known = ", ".join(map(str, FIGURES))
+        raise argparse.ArgumentTypeError(f"no figure {unknown[0]}; there are {known}")
     return numbers
 
 

@@ -209,6 +209,34 @@ class BackendBenchmarks(ABC):
 
         assert len(benchmark(read)) == SERIES
 
+    def test_windows_of_a_series(
+        self, benchmark: Benchmark, engine: Engine, labels: Labels
+    ) -> None:
+        """`Engine.aggregate`: five-minute means of one series of 10,000 points."""
+
+        def aggregate() -> SeriesBatch:
+            (batch,) = engine.aggregate(labels, functions=["mean"], every="5m")
+            return batch
+
+        assert len(benchmark(aggregate)) == -(-(LONG + START_NS // STEP_NS % 30) // 30)
+
+    def test_windows_of_a_group(self, benchmark: Benchmark, engine: Engine) -> None:
+        """`Engine.aggregate`: hourly maxima of all 1,000 series by region."""
+
+        def aggregate() -> int:
+            return len(engine.aggregate(functions=["max"], every="1h", group_by=["region"]))
+
+        assert benchmark(aggregate) == 9
+
+    def test_totals(self, benchmark: Benchmark, engine: Engine) -> None:
+        """`Engine.aggregate`: sum, least, greatest and count of everything."""
+
+        def aggregate() -> int:
+            functions = ["sum", "min", "max", "count"]
+            return len(engine.aggregate(functions=functions, group_by=[]))
+
+        assert benchmark(aggregate) == 4
+
     def test_equality_selector(self, benchmark: Benchmark, engine: Engine) -> None:
         """`Engine.series` by an equality matcher: ten of 1,000."""
 
