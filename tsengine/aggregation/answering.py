@@ -52,6 +52,8 @@ def answer(
         for part in extra:
             _align(table, part)
         columns = [_column(function, kind, table, groups) for function in asked.functions]
+        # Of one group and function the columns are nobody else's.
+        is_shared = len(columns) > 1 or table.groups[0] != table.groups[-1]
         for rows, labels in _slices(table, groups):
             windows = table.windows[rows]
             if asked.every is None:
@@ -59,6 +61,8 @@ def answer(
                 windows = np.array(begin, np.int64)
             for function, column in zip(asked.functions, columns, strict=True):
                 timestamps, values = filled(asked, function, windows, column[rows], limit)
+                if is_shared and asked.fill == "none":
+                    timestamps, values = timestamps.copy(), values.copy()
                 batches.append(SeriesBatch(names.of(labels, function), timestamps, values))
     if len(batches) > 1:
         batches.sort(key=lambda batch: batch.labels.id)

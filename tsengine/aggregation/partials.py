@@ -91,7 +91,7 @@ def measure(
         _measure_floats(measured, floats, starts, needs)
         some = next((measured[name] for name in ARITHMETIC if name in measured), None)
         # NaN of any row is in its segment's sum, minimum and maximum, and so in their sum.
-        if some is not None and np.isnan(np.add.reduce(some)):
+        if some is not None and (total := np.add.reduce(some)) != total:
             _measure_without_nan(measured, floats, starts, needs)
     if "first" in needs:
         measured["first"] = values[starts]

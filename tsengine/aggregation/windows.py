@@ -45,11 +45,14 @@ def cut(timestamps: Int64Array, every: int | None, phase: int) -> Cut:
     rows, windows = len(timestamps), (last - first) // every + 1
     if windows * _SEARCHED > rows:
         return cut_rows(timestamps, np.array([0, rows]), every, phase)
-    starts = np.zeros(windows, np.int64)
-    edges = np.arange(windows)
-    edges *= every
-    edges += first if first >= INT64_MIN else first + 2**64  # wraps back
-    starts[1:] = timestamps.searchsorted(edges[1:])
+    if first >= INT64_MIN and last + every <= INT64_MAX:
+        edges = np.arange(first, last + every, every)
+    else:
+        edges = np.arange(windows)
+        edges *= every
+        edges += first if first >= INT64_MIN else first + 2**64  # wraps back
+    starts = timestamps.searchsorted(edges)
+    starts[0] = 0
     edges[0] = max(first, INT64_MIN)
     return _without_empty(starts, edges)
 
@@ -74,11 +77,11 @@ def cut_regular(first: int, step: int, rows: int, every: int | None, phase: int)
     if begin < INT64_MIN or windows > rows or span + step > INT64_MAX:
         timestamps = np.arange(rows) * step + first
         return cut(timestamps, every, phase)
-    edges = np.arange(windows)
-    edges *= every
-    starts = edges + (begin - first + step - 1)
+    starts = np.arange(begin - first + step - 1, begin - first + step - 1 + windows * every, every)
     starts //= step
     starts[0] = 0
+    edges = np.arange(windows)
+    edges *= every
     edges += begin
     return (starts, edges) if step <= every else _without_empty(starts, edges)
 

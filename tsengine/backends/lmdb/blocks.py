@@ -331,9 +331,7 @@ def decode_range(
             earliest = header.last_timestamp - (header.rows - 1) * step
             first = max(-((earliest - start) // step), 0)
             last = min(-((earliest - end) // step), header.rows)
-            timestamps = np.arange(first, max(first, last))
-            timestamps *= step
-            timestamps += earliest
+            timestamps = _arithmetic(earliest + first * step, step, max(last - first, 0))
         else:
             timestamps = _decode_times(times, header, np.array([0, header.rows]))
             first, last = map(int, timestamps.searchsorted([start, min(end, INT64_MAX)]))
@@ -564,6 +562,17 @@ def _regular_step(part: bytes | memoryview, header: Header) -> int:
     if start + (header.rows - 1) * step != header.last_timestamp:
         return 0  # it wraps around, as differences beyond int64 do
     return int(step)
+
+
+def _arithmetic(first: int, step: int, count: int) -> Int64Array:
+    """Give so many numbers, each a step above the one before: in one go where int64 allows it."""
+    end = first + count * step
+    if end <= INT64_MAX:
+        return np.arange(first, end, step)
+    numbers = np.arange(count)
+    numbers *= step
+    numbers += first
+    return numbers
 
 
 def _encode_values(
