@@ -58,6 +58,12 @@ NUMBERS_MAX: Final = 1 << 21
 LABELS_MAX: Final = 1 << 17
 """Most series whose labels are remembered by number: about 400 bytes each."""
 
+RESOLVED_MAX: Final = 64
+"""Most selectors whose series are remembered: programs ask the same again and again."""
+
+RESOLVED_NUMBERS_MAX: Final = 1 << 16
+"""Most series of one of them: half a megabyte."""
+
 SORTED_MAX: Final = 1 << 16
 """Most series that are listed by sorting their labels; more are read in the order of the
 names table, which needs no labels in memory."""
@@ -141,8 +147,8 @@ class Catalogue:
         self._labels: dict[int, Labels] = {}
         # As the last reader found them, and the moment that it saw.
         self._unindexed: tuple[int, Unindexed] = -1, _ALL_INDEXED
-        # All numbers by series ID, as long as the index stays as it is: 8 bytes a series.
-        self._ordered: tuple[object, Int64Array] = None, np.empty(0, np.int64)
+        # What selectors resolved to, as long as the index stays as it is.
+        self._resolved: dict[Selector, tuple[object, Int64Array]] = {}
         self.owes_index = False  # in the writing process: whether `index` has something to do
         self.cache = NumberCache(-1)
 
@@ -340,16 +346,32 @@ class Catalogue:
         return known
 
     def resolve(self, transaction: lmdb.Transaction, selector: Selector) -> Int64Array:
-        """Give the numbers of the matching series, int64[k], in order of series ID."""
+        """Give the numbers of the matching series, int64[k], in order of series ID.
+
+        The array is shared, and nobody may change it.
+        """
         if selector.exact is not None:
             number = self.number(transaction, selector.exact, NumberCache(-1))
             if number is None:
                 self.check_absent(transaction, selector.exact)
             return np.array([] if number is None else [number], np.int64)
+        version = self._index_version(transaction)
+        known = self._resolved.get(selector)
+        if known is not None and known[0] == version:
+            return known[1]
+        numbers = self._resolve(transaction, selector)
+        if len(numbers) <= RESOLVED_NUMBERS_MAX:
+            if len(self._resolved) >= RESOLVED_MAX:
+                self._resolved.clear()
+            numbers.flags.writeable = False
+            self._resolved[selector] = version, numbers
+        return numbers
+
+    def _resolve(self, transaction: lmdb.Transaction, selector: Selector) -> Int64Array:
         more = [one for one in self.unindexed(transaction) if selector.matches(one[1])]
         matching = self._matching(transaction, selector.matchers)
         if matching is None:
-            return self._in_name_order(transaction, more) if more else self._everything(transaction)
+            return self._in_name_order(transaction, more)
         if more:
             matching = np.append(matching, [number for number, _ in more])
             matching.sort()
@@ -430,16 +452,6 @@ class Catalogue:
         state = State.load(transaction, tables[META])
         notes = transaction.stat(tables[UNINDEXED])["entries"]
         return state.catalogue_epoch, state.next_series, notes
-
-    def _everything(self, transaction: lmdb.Transaction) -> Int64Array:
-        """All numbers in order of series ID where all are indexed; nobody may change them."""
-        version = self._index_version(transaction)
-        known, numbers = self._ordered
-        if known != version:
-            numbers = self._in_name_order(transaction, ())
-            numbers.flags.writeable = False
-            self._ordered = version, numbers
-        return numbers
 
     def _in_name_order(
         self, transaction: lmdb.Transaction, unindexed: Iterable[tuple[int, Labels]]
