@@ -39,23 +39,13 @@ def figure_13(setting: Setting) -> list[Line]:
     before = (start - START_NS) // STEP_NS
     labels = series_labels(setting.sizes.series)
     with open_engine(store.url, merging="manual") as engine:
-        numbers = iter(np.random.default_rng(13).permutation(len(labels)).tolist() * 100)
-
-        def ours() -> float:
-            wanted = [labels[next(numbers)] for _ in range(50)]
-            return _median_ms(
-                [
-                    partial(engine.aggregate, one, start, end, functions=["mean"], every="5m")
-                    for one in wanted
-                ]
-            )
-
-        def theirs() -> float:
-            paths = [store.files.paths(next(numbers)) for _ in range(50)]
-            return _median_ms([partial(_means_of_files, *each, before, rows) for each in paths])
-
+        asked = partial(engine.aggregate, functions=["mean"], every="5m")
+        ours = partial(asked, labels[13], start, end)
+        theirs = partial(_means_of_files, *store.files.paths(13), before, rows)
         freeze()
-        times = take_turns({"LMDB": ours, "files": theirs}, rounds=setting.rounds)
+        times = take_turns(
+            {"LMDB": _repeated(ours, 200), "files": _repeated(theirs, 200)}, rounds=setting.rounds
+        )
     what = f"5-minute means of {rows:,} points of a series"
     return [_line(13, what, times, "LMDB", "numpy.fromfile, add.reduceat", "files", 2.0)]
 

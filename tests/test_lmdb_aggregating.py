@@ -32,19 +32,31 @@ PUSHED_DOWN = (
 )  # fmt: skip
 
 
-def by_scan(engine: LmdbEngine, start: int | None, end: int | None, **asked: Any) -> QueryResult:
+def by_scan(
+    engine: LmdbEngine,
+    start: int | None,
+    end: int | None,
+    selector: Labels | None = None,
+    **asked: Any,
+) -> QueryResult:
     """Aggregate what the scan of the store gives."""
     first = INT64_MIN if start is None else start
     last = RANGE_END_MAX if end is None else end
     return aggregate_batches(
-        engine.scan(None, start, end), aggregation(**asked, start=first, end=last)
+        engine.scan(selector, start, end), aggregation(**asked, start=first, end=last)
     )
 
 
-def assert_alike(engine: LmdbEngine, start: int | None, end: int | None, **asked: Any) -> None:
+def assert_alike(
+    engine: LmdbEngine,
+    start: int | None,
+    end: int | None,
+    selector: Labels | None = None,
+    **asked: Any,
+) -> None:
     """Check that blocks give what a scan gives: exactly, or as near as adding in another order."""
-    found = rows_of(engine.aggregate(None, start, end, **asked))
-    expected = rows_of(by_scan(engine, start, end, **asked))
+    found = rows_of(engine.aggregate(selector, start, end, **asked))
+    expected = rows_of(by_scan(engine, start, end, selector, **asked))
     assert list(found) == list(expected)
     for labels, rows in expected.items():
         assert [moment for moment, _ in found[labels]] == [moment for moment, _ in rows]
@@ -77,6 +89,7 @@ questions = st.fixed_dictionaries(
         ),
         "every": st.sampled_from((None, "7s", "100s", "1000s", "1h", "1w")),
         "group_by": st.sampled_from((None, [], ["zone"], ["__name__"])),
+        "selector": st.sampled_from((None, None, None, *SERIES)),
     }
 )
 offsets = st.one_of(st.none(), st.integers(-5, LENGTH + 5))
@@ -141,8 +154,10 @@ def test_blocks_answer_as_a_scan_does(
     ends = [None if bound is None else START + bound * STEP + 17 for bound in bounds]
     if None not in ends:
         ends.sort()
+    within = START + 300 * STEP, START + 400 * STEP
     for question in asked:
         assert_alike(engine, None, None, **question)
+        assert_alike(engine, *within, **question)
         assert_alike(engine, ends[0], ends[1], **question)
     engine.close()
 
@@ -246,3 +261,33 @@ def test_an_aggregation_is_one_moment(engine: LmdbEngine) -> None:
         Labels(zone="y"): 2 * LENGTH,
         Labels(): 1,
     }
+
+
+def test_edges_of_many_series_are_those_of_each(tmp_path: Path) -> None:
+    """latest() and earliest() of many series are those of one at a time, in every state."""
+    generator = np.random.default_rng(23)
+    names = [Labels("many", number=str(number)) for number in range(90)]
+    now = START + 50 * STEP
+    options: dict[str, Any] = {"integers": "int", "block_points": 64, "clock_ns": lambda: now}
+    path = str(tmp_path / "store")
+    engine = LmdbEngine(path, merging="manual", retention="45s", **options).open()
+    for turn in range(30):
+        which = generator.integers(0, 90, 40).tolist()
+        moments = (START + generator.integers(0, 60, 40) * STEP).tolist()
+        values: list[object] = [
+            "text" if place % 9 == 8 else place if place % 9 == 7 else place / 7 for place in which
+        ]
+        names_of = [names[place] for place in which]
+        engine.write(list(zip(names_of, moments, values, strict=True)))
+        if turn % 7 == 3:
+            engine.delete(names[turn], START + 10 * STEP, START + 55 * STEP)
+        if turn % 11 == 6:
+            engine.compact()
+        if turn % 9 == 5:
+            engine.close()
+            engine = LmdbEngine(path, merging="manual", **options).open()
+        now += STEP
+        for read in (engine.latest, engine.earliest):
+            one_by_one = [point for labels in engine.series() for point in read(labels)]
+            assert read() == one_by_one
+    engine.close()

@@ -321,13 +321,15 @@ def test_marks_make_repetition_a_no_op() -> None:
     assert model.high_water("p") is None
 
 
-def test_the_oracle_imports_model_and_errors_alone() -> None:
-    """The module of the oracle names nothing of the package but tsengine.model and errors."""
+@pytest.mark.parametrize("module", ["reference", "reference_aggregates"])
+def test_the_oracle_imports_model_and_errors_alone(module: str) -> None:
+    """The oracle's two modules name nothing else of the package but tsengine.model and errors."""
     program = (
-        "import ast, pathlib, tsengine.testing.reference as r;"
+        f"import ast, pathlib, tsengine.testing.{module} as r;"
         "tree = ast.parse(pathlib.Path(r.__file__).read_text());"
         "names = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)];"
-        "print(sorted(n for n in names if n.startswith('tsengine')))"
+        "own = 'tsengine.testing.reference_aggregates';"
+        "print(sorted(n for n in names if n.startswith('tsengine') and n != own))"
     )
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

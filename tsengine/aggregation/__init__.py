@@ -17,6 +17,7 @@ from tsengine.aggregation.answering import answer
 from tsengine.aggregation.asking import Aggregation, Fill, Function, aggregation
 from tsengine.aggregation.collecting import (
     Collector,
+    CutSeries,
     Groups,
     aggregate_batches,
     aggregate_series,
@@ -30,6 +31,7 @@ __all__ = [
     "Aggregation",
     "Collector",
     "Cut",
+    "CutSeries",
     "Fill",
     "Function",
     "Groups",

@@ -10,7 +10,7 @@ from typing import Final, cast
 
 import numpy as np
 
-from tsengine.aggregation.partials import FloatArray, Partials, Statistics, concatenate
+from tsengine.aggregation.partials import FloatArray, Gathered, Partials, Statistics
 from tsengine.model import Int64Array, ValueArray
 
 _SAMPLES: Final = 1 << 18
@@ -32,7 +32,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._segments: list[Statistics] = []
-        self._done: list[Partials] = []
+        self._done = Gathered()
 
     def add(
         self,
@@ -77,10 +77,7 @@ class Counters:
     def table(self) -> Partials | None:
         """Give `delta`, `increase`, `rate`, `measured` and `rated` of series; None for none."""
         self._settle(keep_last=False)
-        if not self._done:
-            return None
-        tables, self._done = self._done, []
-        return concatenate(tables)
+        return self._done.table()
 
     def _settle(self, *, keep_last: bool) -> None:
         """Join segments that go on, and work out those that are complete."""
@@ -102,7 +99,7 @@ class Counters:
         else:
             self._segments = []
         if len(starts):
-            self._done.append(_gains(told, starts))
+            self._done.add(_gains(told, starts))
 
 
 def _gains(told: Statistics, starts: Int64Array) -> Partials:
@@ -157,7 +154,7 @@ class Samples:
         self._keys: list[tuple[Int64Array, Int64Array, Int64Array]] = []
         self._values: list[FloatArray] = []
         self._held = 0
-        self._done: list[Partials] = []
+        self._done = Gathered()
 
     def add(
         self, groups: Int64Array, windows: Int64Array, counts: Int64Array, values: ValueArray
@@ -172,10 +169,7 @@ class Samples:
     def table(self) -> Partials | None:
         """Give the quantiles of each group and window; None for none."""
         self._settle(keep_last=False)
-        if not self._done:
-            return None
-        tables, self._done = self._done, []
-        return concatenate(tables)
+        return self._done.table()
 
     def _settle(self, *, keep_last: bool) -> None:
         if not self._keys:
@@ -202,7 +196,7 @@ class Samples:
         if len(groups):
             worked_out = quantiles_of(values, counts, self._quantiles)
             named = map(quantile_name, self._quantiles.tolist())
-            self._done.append(Partials(groups, windows, dict(zip(named, worked_out, strict=True))))
+            self._done.add(Partials(groups, windows, dict(zip(named, worked_out, strict=True))))
 
 
 def quantile_name(quantile: float) -> str:

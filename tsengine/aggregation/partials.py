@@ -37,6 +37,9 @@ FloatArray: TypeAlias = "npt.NDArray[np.float64]"
 ARITHMETIC: Final = ("sum", "min", "max")
 """Statistics that leave NaN out."""
 
+TABLE_ROWS: Final = 1 << 16
+"""Rows that a table may always have before it is folded: some MiB."""
+
 _LONG: Final = 32
 """Average partial sums of a segment from which one call for each costs less than all at once."""
 
@@ -200,6 +203,31 @@ def fold(table: Partials) -> Partials:
         return Partials(groups, windows, statistics)
     starts = np.flatnonzero(np.concatenate(([True], ~same)))
     return Partials(groups[starts], windows[starts], _fold(statistics, starts))
+
+
+class Gathered:
+    """Tables of the same statistics, folded whenever they have doubled, so that they stay small.
+
+    Thread-safety: none.
+    """
+
+    def __init__(self) -> None:
+        self._tables: list[Partials] = []
+        self._limit = TABLE_ROWS
+        self.rows = 0
+
+    def add(self, table: Partials) -> None:
+        """Add a table."""
+        self._tables.append(table)
+        self.rows += len(table)
+        if self.rows > self._limit:
+            folded = fold(concatenate(self._tables))
+            self._tables, self.rows = [folded], len(folded)
+            self._limit = max(2 * self.rows, TABLE_ROWS)
+
+    def table(self) -> Partials | None:
+        """Give all of it, folded; None where nothing was added."""
+        return fold(concatenate(self._tables)) if self._tables else None
 
 
 def _fold(statistics: Statistics, starts: Int64Array) -> Statistics:

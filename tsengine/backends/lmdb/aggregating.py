@@ -8,7 +8,7 @@ query reads them, without the blocks that are clean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, TypeAlias
 
@@ -42,9 +42,10 @@ from tsengine.backends.lmdb.layout import BLOCKS, KIND_SHIFT
 from tsengine.backends.lmdb.planning import Plan, make_plan
 from tsengine.backends.lmdb.reading import Piece
 from tsengine.backends.lmdb.runs import Manifest, Run
+from tsengine.backends.lmdb.short_series import read_short_series
 from tsengine.backends.lmdb.store import Store
 from tsengine.backends.lmdb.summaries import Summary, key_of
-from tsengine.model import Int64Array, Labels, SeriesBatch, ValueArray, ValueKind
+from tsengine.model import Int64Array, Labels, ValueArray, ValueKind
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector
 
@@ -54,9 +55,6 @@ BUFFER_ROWS: Final = 1 << 15
 
 REST_ROWS: Final = 1 << 20
 """Rows that are read together where blocks do not answer: 16 MiB of columns."""
-
-SHORT_BLOCKS: Final = 2
-"""Blocks of a series up to which they are read and not planned with."""
 
 FEW_SERIES: Final = 16
 """Series that are read one by one at any rate: a look into a run for one takes microseconds."""
@@ -100,9 +98,9 @@ def push_down(
         return QueryResult(())
     selects_all = selector.exact is None and not selector.matchers
     if selector.exact is not None:
-        batch = _short_series(store, selector.exact, start, asked)
-        if batch is not None:
-            return aggregate_series(batch, asked) if len(batch) else QueryResult(())
+        short = read_short_series(store, selector.exact, start, asked)
+        if short is not None:
+            return aggregate_series(short, asked) if len(short.values) else QueryResult(())
     is_nameless = selects_all and asked.group_by == () and not asked.needs & {"first", "last"}
 
     def plan(transaction: lmdb.Transaction) -> Plan | None:
@@ -128,48 +126,6 @@ def _has_objects(manifest: Manifest, numbers: Int64Array | None) -> bool:
     return bool((numbers >> KIND_SHIFT == ValueKind.OBJECT).any())
 
 
-class _FewBlocks(Container[bytes]):
-    """No blocks to be left out, and an end to reading where it is asked about too many."""
-
-    class ManyBlocksError(Exception):
-        """Is raised for the first block that is too many."""
-
-    def __init__(self) -> None:
-        self._asked = 0
-
-    def __contains__(self, key: object) -> bool:
-        self._asked += 1
-        if self._asked > SHORT_BLOCKS:
-            raise self.ManyBlocksError
-        return False
-
-
-def _short_series(
-    store: Store, labels: Labels, start: int, asked: Aggregation
-) -> SeriesBatch | None:
-    """Read one series as a query does, where it has few blocks; None where a plan is better.
-
-    To plan takes longer than to read some thousand rows.
-    """
-    with store.environment.read() as transaction:
-        manifest = store.manifest_of(transaction)
-        cache = store.catalogue.number_cache(manifest.state.catalogue_epoch)
-        number = store.catalogue.number(transaction, labels, cache)
-        if number is None:
-            store.catalogue.check_absent(transaction, labels)
-            return SeriesBatch(labels, *_NO_EDGES)
-        if kind_of(number) is ValueKind.OBJECT and not asked.only_counts:
-            return None
-        policy, few = store.options.duplicate_policy, _FewBlocks()
-        try:
-            piece = store.reader.read_series(
-                transaction, manifest, number, start, asked.end, policy, without=few
-            )
-        except few.ManyBlocksError:
-            return None
-    return SeriesBatch(labels, *(_NO_EDGES if piece is None else piece))
-
-
 class _Aggregator:
     """One aggregation of a plan.
 
@@ -185,7 +141,7 @@ class _Aggregator:
         self._store = store
         self._plan = plan
         self._asked = plan.asked
-        self._collector = Collector(plan.asked)
+        self._collector = Collector()
         self._groups = Groups(plan.asked.group_by)
         if plan.numbers is None:
             self._groups.number(Labels())

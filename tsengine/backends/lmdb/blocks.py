@@ -344,6 +344,14 @@ def decode_range(
         raise CorruptionError(f"{describe(key)} does not decode: {error}") from error
 
 
+def regular_step(header: Header) -> int:
+    """The step between the timestamps of a block of one series, by its header; 0 for none."""
+    span = header.t_max - header.t_min
+    if header.time_encoding != _REGULAR or header.rows < 2 or span > INT64_MAX:
+        return 0
+    return span // (header.rows - 1)
+
+
 class Layout(NamedTuple):
     """Where the columns of some blocks of one series each stand, as lists.
 
