@@ -51,7 +51,6 @@ _HEADER: Final = struct.Struct("<IIBBBBBxxxIIIIIIIxxxxqqQq8s8s8s8s16s")
 _PLACE: Final = struct.Struct("<I36xI")
 HEADER_BYTES: Final = _HEADER.size
 assert HEADER_BYTES % 8 == 0, "columns behind the header are mapped as 8-byte integers"
-_SIZES: Final = struct.Struct("<8xB7xIIIII")
 
 _RAW: Final = 0
 _PACKED: Final = 1
@@ -60,12 +59,16 @@ _REGULAR: Final = 2
 HEADER_DTYPE: Final = np.dtype(
     {
         "names": [
-            "time_encoding", "value_encoding",
-            "rows", "segments", "time_bytes", "nan_count", "place",
+            "version", "time_encoding", "value_encoding",
+            "checksum", "rows", "segments", "segment_bytes", "time_bytes", "value_bytes",
+            "nan_count", "place",
             "t_min", "t_max", "last_series", "first", "last", "min", "max", "sum", "sum_error",
         ],
-        "formats": ["u1"] * 2 + ["<u4"] * 5 + ["<i8"] * 9,
-        "offsets": [11, 12, 16, 20, 28, 36, 40, 48, 56, 64, 80, 88, 96, 104, 112, 120],
+        "formats": ["u1"] * 3 + ["<u4"] * 8 + ["<i8"] * 9,
+        "offsets": [
+            8, 11, 12, 0, 16, 20, 24, 28, 32, 36, 40,
+            48, 56, 64, 80, 88, 96, 104, 112, 120,
+        ],
         "itemsize": HEADER_BYTES,
     }
 )  # fmt: skip
@@ -155,14 +158,29 @@ def read_header(key: bytes | memoryview, block: bytes | memoryview) -> Header:
     raise _damaged(key, "has a damaged header")
 
 
-def is_plausible(head: bytes, size: int) -> bool:
-    """Whether a header fits the size of its block, and says nothing impossible."""
-    version, rows, segments, *sizes = _SIZES.unpack_from(head)
-    return bool(
-        version == _VERSION
-        and 0 < segments <= rows <= ROWS_MAX
-        and HEADER_BYTES + sum(sizes) == size
+def are_sound(
+    headers: npt.NDArray[np.void], checksums: Int64Array, sizes: Int64Array
+) -> npt.NDArray[np.bool_]:
+    """Whether headers pass what `read_header` asks of each: bool[b].
+
+    Args:
+        headers: [b], of `HEADER_DTYPE`.
+        checksums: int64[b], what the checksums should be.
+        sizes: int64[b], bytes of the blocks.
+    """
+    rows, segments = headers["rows"], headers["segments"]
+    parts = HEADER_BYTES + sum(
+        headers[name].astype(np.int64) for name in ("segment_bytes", "time_bytes", "value_bytes")
     )
+    sound: npt.NDArray[np.bool_] = (
+        (headers["checksum"] == checksums)
+        & (headers["version"] == _VERSION)
+        & (segments > 0)
+        & (segments <= rows)
+        & (rows <= ROWS_MAX)
+        & (parts == sizes)
+    )
+    return sound
 
 
 def place_of(key: bytes | memoryview, block: bytes | memoryview) -> int:
