@@ -10,9 +10,11 @@ from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer
 from tsengine.errors import StorageError, UnsavedPointsError
 from tsengine.model import Labels
+from tsengine.retry import RetryPolicy
 from tsengine.testing import Fault, FaultyHandler, ReferenceModel, When, assert_range
 
 A, B = Labels("cpu", host="a"), Labels("cpu", host="b")
+AT_ONCE = RetryPolicy(max_retries=0)
 POINTS = [(A, 1, 1.0), (B, 1, 2.0), (A, 1, 4.0), (A, 2, 8.0)]
 
 
@@ -26,7 +28,7 @@ def test_a_failed_flush_is_repeated_without_loss_or_repetition(
     points = POINTS if policy != "error" else POINTS[1:]
     with MemoryEngine(duplicate_policy=policy) as engine:
         handler = FaultyHandler(engine, Fault("flush_buffer", at=2, times=times, when=when))
-        buffer = WriteBuffer(handler)
+        buffer = WriteBuffer(handler, retry=AT_ONCE)
         model = ReferenceModel(duplicate_policy=policy)
         buffer.write((A, 50, 0.5))
         buffer.flush()
@@ -49,7 +51,7 @@ def test_points_are_kept_whatever_call_fails(method: str) -> None:
     """A fault in staging keeps every point in the buffer, in order."""
     with MemoryEngine() as engine:
         handler = FaultyHandler(engine)
-        buffer = WriteBuffer(handler)
+        buffer = WriteBuffer(handler, retry=AT_ONCE)
         buffer.write_many(POINTS)
         handler.faults.append(Fault(method))
         try:
@@ -63,7 +65,8 @@ def test_points_are_kept_whatever_call_fails(method: str) -> None:
 def test_a_close_that_fails_says_what_is_unsaved() -> None:
     """UnsavedPointsError counts the points, which take_pending gives back after close."""
     with MemoryEngine() as engine:
-        buffer = WriteBuffer(FaultyHandler(engine, Fault("flush_buffer", times=100)))
+        faults = FaultyHandler(engine, Fault("flush_buffer", times=100))
+        buffer = WriteBuffer(faults, retry=AT_ONCE)
         buffer.write_many(POINTS)
         with pytest.raises(UnsavedPointsError) as caught:
             buffer.close()

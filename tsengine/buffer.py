@@ -2,82 +2,110 @@
 
 Many threads write to one buffer without a lock: a point is one `extend` of a flat list
 (`arrivals.py`), which no other thread can divide. All else happens where the list is
-emptied: counting, grouping by series, staging, committing. The list is never replaced, and
-its front is deleted only after the receipt is there, so a failed commit leaves every point
-in its place.
+emptied: counting, grouping by series, committing (`committing.py`). The list is never
+replaced, and its front is deleted only after its points are settled, so a failed commit
+leaves every point in its place.
 """
 
 from __future__ import annotations
 
-import enum
-import os
+import logging
 import threading
-import warnings
-import weakref
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Final, Self
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, Self, TypeVar
 
-from tsengine.arrivals import ENTRY, Departure, count_points, depart, points_of
+from tsengine import keeping
+from tsengine.acknowledgement import Acknowledgement, tell_futures, tell_unsaved
+from tsengine.arrivals import ENTRY, Awaited, Tell, awaited_in
+from tsengine.committing import NOTHING
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
-    ConfigurationError,
+    BufferFullError,
     ForkedError,
     InvalidDataError,
     LifecycleError,
     NotOpenError,
     UnknownOptionError,
     UnsavedPointsError,
+    WaitTimeoutError,
 )
+from tsengine.flusher import Flusher
 from tsengine.judging import Judge
-from tsengine.model import (
-    INT64_MAX,
-    DataPoint,
-    Labels,
-    PointLike,
-    ProducerMark,
-    WriteReceipt,
-    check_producer,
-)
-from tsengine.options import positive_integer
+from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, WriteReceipt
+from tsengine.options import choice, positive_integer, seconds
+from tsengine.outbox import OnReject, Outbox, State
+from tsengine.retry import RetryPolicy
+from tsengine.waiting import Patience
+
+logger = logging.getLogger("tsengine.buffer")
 
 POINTS_MAX: Final = 65_536
 """Points of one commit: it takes some 10 ms, of which an fsync (0.1 ms) is a percent."""
+
+AGE_MAX: Final = 1.0
+"""Seconds that a point waits at most: what a dashboard does not notice."""
 
 PENDING_FACTOR: Final = 4
 """Default of `pending_max` in multiples of `points_max`: others go on writing while one
 flush takes four times as long as usual."""
 
-_NOTHING: Final = WriteReceipt(0, 0)
+GATHERED_MIN: Final = 8
+"""Fewer who wait at once are not waited for."""
+
+GATHER_SECONDS: Final = 0.0002
+"""In which somebody has to submit for more of them to be waited for: a fifth of a commit."""
+
+EXIT_SECONDS: Final = 30.0
+"""How long a buffer may take at interpreter exit: a backend that hangs is not waited for."""
 
 
-class WriteBuffer:
+class WriteBuffer(Outbox):
     """Gathers points of many threads and commits them to a handler in batches.
 
-    A write that raises has not taken its points; one that returns has, and they stay
-    pending until a commit stored them. A commit takes the oldest `points_max` points. It
-    starts when so many are pending, in the thread whose write made them so many, and on
-    `flush()` and `close()`; other threads go on filling meanwhile. Points of one thread are
-    committed in the order of its writes.
+    A write that raises has not taken its points; one that returns has, and they are pending
+    until a commit settles them: stores them, or has the handler refuse or reject them. A
+    commit takes the oldest `points_max` points. It starts when so many are pending, when the
+    first pending point is `age_max` old, when a submitted point waits, and on `flush()` and
+    `close()`; other threads go on filling meanwhile. Points of one thread, and so of one
+    series of a thread, are committed in the order of its writes.
 
-    When a commit fails, its points stay pending. The error goes to the caller of `flush()`
-    or `close()`; of a commit that a write started, to whichever write comes next, which
-    then takes no point. The outcome may be unknown: so the same points are tried again
-    unchanged, alone, and under the same mark before any others, and with a handler that
-    keeps marks every point is stored exactly once. Where such an error carries `indices`,
-    they count the pending points, oldest first.
+    What becomes of a commit that fails, its class of error decides (`retry.py`): it is tried
+    again, in smaller pieces, or without the points that cannot be stored, which go to
+    `on_reject`. Where nothing more is to be tried its points stay pending, in their place. The
+    error goes to the caller of `flush()` or `close()` and to the futures of its points; where
+    neither heard it, to whichever write comes next, which then takes no point. The next commit
+    tries the same points first, alone and under the same mark, so that with a handler that
+    keeps marks every point is stored exactly once, whatever was reported of it.
 
     Args:
         handler: what to commit to: an engine, open.
         points_max: most points of one commit.
-        pending_max: pending points at which a write commits before it takes its point,
-            after the commit of another thread if there is one; by default four times
-            `points_max`. One point a thread, and the points of one bulk write, may exceed it.
+        age_max: seconds after which a pending point is committed by a thread of the buffer's
+            own, counted from the oldest on; None for never.
+        pending_max: pending points at which a write needs room before it takes its point; by
+            default four times `points_max`. One point a thread, and the points of one bulk
+            write, may exceed it.
+        on_full: what a write does there: `"block"` waits until a commit made room, `"raise"`
+            raises BufferFullError at once. Where no commit is under way it commits by itself,
+            unless that is to happen in the background.
+        full_timeout: seconds that such a wait may take; None for as long as it takes.
+        background: commits happen in the buffer's own thread alone, for producers that must
+            not wait for one; it costs about a fifth of the throughput.
         producer: a name that survives restarts, so that the numbering continues; by default
             a random one, whose mark goes at a clean close. One open buffer a name and store.
+        retry: when a failed commit is tried again, and how its batch is divided.
+        on_reject: is called with points that can never be stored and the error that says why,
+            once for each, by the thread that committed, which may write to this buffer. Without
+            it they are in the RejectedPointsError that `flush()` or the next write raises.
+            Points that were submitted are told by their futures alone.
+        clock: seconds, monotonic; injected by tests. It must not raise.
+
+    Attributes:
+        metrics: what happened so far.
 
     Raises:
-        UnknownOptionError: `points_max` or `pending_max` make no sense.
+        UnknownOptionError: an option makes no sense.
         InvalidDataError: `producer` is no name that a store can keep.
         ConfigurationError: another open buffer on this handler has that producer name.
 
@@ -86,82 +114,57 @@ class WriteBuffer:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_committed",
-        "_departing",
-        "_entries",
-        "_extra",
-        "_failure",
-        "_flush_lock",
-        "_forgets_producer",
-        "_handler",
+        "_age_max",
+        "_background",
+        "_full_timeout",
+        "_is_wanted",
         "_judge",
-        "_limit",
-        "_marked",
-        "_pending_max",
-        "_points_max",
-        "_room",
-        "_sequence",
-        "_staging",
-        "_state",
-        "_state_lock",
-        "producer",
+        "_on_full",
+        "_requests",
     )
-
-    producer: str
-    """The name under which batches are numbered."""
 
     def __init__(
         self,
         handler: WriteBufferHandler,
         *,
         points_max: int = POINTS_MAX,
+        age_max: float | None = AGE_MAX,
         pending_max: int | None = None,
+        on_full: Literal["block", "raise"] = "block",
+        full_timeout: float | None = None,
+        background: bool = False,
         producer: str | None = None,
+        retry: RetryPolicy | None = None,
+        on_reject: OnReject | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._points_max = _at_least_one("points_max", points_max)
+        points_max = _option("points_max", positive_integer, points_max)
         if pending_max is None:
-            pending_max = PENDING_FACTOR * self._points_max
-        self._pending_max = _at_least_one("pending_max", pending_max)
-        if self._pending_max < self._points_max:
+            pending_max = PENDING_FACTOR * points_max
+        pending_max = _option("pending_max", positive_integer, pending_max)
+        if pending_max < points_max:
             raise UnknownOptionError(
                 f"pending_max={pending_max} is less than points_max={points_max}"
             )
-        self._handler = handler
-        if producer is not None:
-            check_producer(producer)
-        self._forgets_producer = producer is None
-        self.producer = f"buffer-{os.urandom(16).hex()}" if producer is None else producer
-
-        self._entries: list[object] = []
+        self._age_max = _seconds_option("age_max", age_max)
+        self._on_full = _option("on_full", choice("block", "raise"), on_full)
+        self._full_timeout = _seconds_option("full_timeout", full_timeout)
+        self._background = background
+        super().__init__(
+            handler,
+            points_max=points_max,
+            pending_max=pending_max,
+            producer=producer,
+            retry=RetryPolicy() if retry is None else retry,
+            on_reject=on_reject,
+            clock=clock,
+        )
         self._judge = Judge(handler, self._entries)
-
-        # Held through a commit; guards the front of _entries, _departing, _sequence, _staging,
-        # _marked and _committed. Taken before _state_lock where both are.
-        self._flush_lock = threading.Lock()
-        self._departing: Departure | None = None  # whose commit is under way or has failed
-        self._sequence: int | None = None  # of the last batch committed; None before the first
-        self._staging: tuple[int, int] | None = None  # thread and points of what was staged last
-        self._marked = False  # whether the handler may hold a mark of ours
-        self._committed = _NOTHING
-
-        # Guards _extra, _failure, _state, _limit, and _room, which follows from these four.
-        self._state_lock = threading.Lock()
-        self._extra = 0  # points in _entries beyond one an entry
-        self._failure: Exception | None = None  # of a commit that a write started
-        self._state = _State.OPEN
-        self._limit = self._points_max  # pending points at which a write does more than append
-        self._room = 0  # list elements below which a write only appends
-        self._set_room_locked()
-
-        with _module_lock:
-            if _producers.setdefault((id(handler), self.producer), self) is not self:
-                raise ConfigurationError(
-                    f"another open buffer on this handler has the producer name "
-                    f"{self.producer!r}; points of one would pass for repeated ones of the other"
-                )
-            _buffers.add(self)
-        weakref.finalize(self, _warn_of_loss, self._entries, type(handler).__name__)
+        self._requests: list[_Request] = []  # of the flusher; guarded by _state_lock
+        self._is_wanted = False  # a flag: the flusher has been woken for submitted points
+        keeping.register(self, handler)
+        if self._age_max is not None or background:
+            self._need_flusher()
 
     # Writing.
 
@@ -170,8 +173,10 @@ class WriteBuffer:
 
         Raises:
             InvalidDataError: the point is not valid.
-            NotOpenError: the buffer is closed.
-            Exception: what a commit failed with that an earlier write started, unchanged.
+            BufferFullError: there is no room, or was none within `full_timeout`.
+            NotOpenError: the buffer is closed, or was while this waited for room.
+            RejectedPointsError: earlier points turned out to be bad; it has them.
+            Exception: what a commit of earlier points failed with, unchanged.
         """
         # The hot path: only what tells that the point is valid and that there is room; the
         # rest, and to say what is wrong, is left to the slow path. No lock, which would
@@ -192,6 +197,8 @@ class WriteBuffer:
                 entries = self._entries
                 if len(entries) < self._room:
                     entries += (labels, timestamp, value)
+                    if self._is_unwatched:
+                        self._watch()
                     return
         self._write_slowly(point)
 
@@ -225,80 +232,127 @@ class WriteBuffer:
         columns = self._judge.judge_series(labels, timestamps, values)
         self._take(columns.entries(labels, self._points_max), len(columns))
 
-    # Committing.
+    def submit(self, point: PointLike) -> Acknowledgement:
+        """Take one point, and give a future of what becomes of it.
 
-    def flush(self) -> WriteReceipt:
-        """Commit all that is pending, in batches of at most `points_max` points.
+        A commit begins as soon as none is under way, in the buffer's own thread; points that
+        are submitted meanwhile share the next one.
 
         Returns:
-            The receipts of these commits as one; its indices count the points in order of
-            arrival. Commits that writes started are not in it; see `committed`.
+            A future with the receipt of this point, once that is durable: refused by cap or
+            retention it has `refused=1`; what its commit evicted is in `committed` alone. Of a
+            bad point the future raises, and no other does.
 
         Raises:
-            NotOpenError: the buffer is closed.
+            Exception: as in `write`, but for InvalidDataError; the point is not taken.
+        """
+        future = Acknowledgement()
+        self._submit(point, future, tell_futures)
+        return future
+
+    # Committing.
+
+    def flush(
+        self, timeout: float | None = None, cancel: threading.Event | None = None
+    ) -> WriteReceipt:
+        """Commit all that is pending, in batches of at most `points_max` points.
+
+        With a timeout, a cancel event, or `background=True`, the buffer's own thread does it
+        while this one waits; else this one does.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+            cancel: ends the wait when it is set.
+
+        Returns:
+            The receipts of these commits as one; its indices count the points that it took up,
+            by arrival. Commits that others started are not in it; see `committed`.
+
+        Raises:
+            NotOpenError: the buffer is closed, or was before all was committed.
+            WaitTimeoutError, CancelledError: the wait ended first; the commits go on.
+            RejectedPointsError: these points can never be stored; all others are.
             Exception: what the handler raised, unchanged. The batches before are
                 committed, all other points are pending.
         """
-        with self._flush_lock:
+        patience = Patience(timeout, cancel)
+        if self._commits_here(timeout, cancel):
             with self._state_lock:
                 self._check_state_locked()
             try:
-                return self._commit_all()
+                receipt = self._flush_here("flush")
             except Exception:
-                with self._state_lock:
-                    self._failure = None  # it was of the batch that this call tells about
-                    self._set_room_locked()
+                self._forget_failure()  # it was of the batch that this call tells about
                 raise
+        else:
+            receipt = self._have_flushed(patience)
+        with self._state_lock:
+            self._raise_rejected_locked()
+        return receipt
 
-    def take_pending(self) -> list[DataPoint]:
+    def take_pending(
+        self, timeout: float | None = None, cancel: threading.Event | None = None
+    ) -> list[DataPoint]:
         """Give the pending points back in order of arrival; the buffer has them no more.
 
-        Of a batch whose commit failed, the error tells whether it may be stored.
+        Of a batch whose commit failed, the error tells whether it may be stored. A commit that
+        is under way is waited for. Rejected points that nobody was told of come first.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+            cancel: ends the wait when it is set.
 
         Raises:
             ForkedError: the points are the parent's.
+            WaitTimeoutError, CancelledError: the wait ended first; nothing was taken.
         """
-        with self._flush_lock:
-            if self._state is _State.FORKED:
+        self._begin_commit(Patience(timeout, cancel), even_closed=True)
+        try:
+            if self._state is State.FORKED:
                 raise ForkedError("this buffer was made before a fork; its points are the parent's")
-            entries = self._entries[:]
-            points = points_of(entries)
-            with self._state_lock:
-                if self._departing is not None and self._sequence is not None:
-                    self._sequence += 1  # the number of its batch may be taken
-                    self._departing = None
-                extra = self._extra - (len(points) - len(entries) // ENTRY)
-                self._limit = self._points_max
-                self._failure = None
-                room = self._room_with_locked(extra)
-                # All that may fail is done: nothing between here and the caller can.
-                del self._entries[: len(entries)]
-                self._extra = extra
-                self._room = room
-        return points
+            return self._take_back()
+        finally:
+            self._end_commit()
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None, cancel: threading.Event | None = None) -> None:
         """Commit all that is pending and take no more, for good; a second call does nothing.
 
-        A write in another thread takes its point before the last commit, or raises; one
-        that was about to append all through the last commit leaves its point pending.
+        Every other wait on the buffer ends. A write in another thread takes its point before
+        the last commit, or raises; one that was about to append all through the last commit
+        leaves its point pending.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes. The thread of the buffer
+                then ends when its last call of the handler does.
+            cancel: ends the wait when it is set.
 
         Raises:
-            UnsavedPointsError: a commit failed, which is the cause. The buffer is closed
+            UnsavedPointsError: not all was stored, and its cause says why. The buffer is closed
                 nevertheless; `take_pending()` gives the points back.
         """
+        patience = Patience(timeout, cancel)
         with self._state_lock:
-            was_open = self._state is _State.OPEN
+            was_open = self._state is State.OPEN
             if was_open:
-                self._state = _State.CLOSED
+                self._state = State.CLOSING
                 self._set_room_locked()
-        with self._flush_lock:  # so that a second caller, too, returns when it is done
-            if was_open:
-                try:
-                    self._close_flushing()
-                finally:  # not before: a successor of that name goes on from our last number
-                    with _module_lock:
-                        _producers.pop((id(self._handler), self.producer), None)
+                self._notify_locked()
+            elif not self._wait_locked(patience, lambda: self._state is not State.CLOSING):
+                raise WaitTimeoutError(f"another thread is still closing after {timeout} seconds")
+        if not was_open:
+            return
+        try:
+            self._close_flushing(patience, here=self._commits_here(timeout, cancel))
+        finally:
+            with self._state_lock:
+                self._state = State.CLOSED
+                self._notify_locked()
+            if self._flusher is not None:
+                self._flusher.bell.ring()  # it sees that it is done
+                is_cancelled = cancel is not None and cancel.is_set()
+                self._flusher.join(0.0 if is_cancelled else patience.left)
+            # Not before: a successor of that name goes on from our last number.
+            keeping.release_producer(self, self._handler)
 
     def __enter__(self) -> Self:
         return self
@@ -309,64 +363,104 @@ class WriteBuffer:
     def __repr__(self) -> str:
         return f"<WriteBuffer on {self._handler!r}: {self._state.value}, {self.pending} pending>"
 
-    @property
-    def pending(self) -> int:
-        """How many points were taken and are not known to be committed."""
-        with self._state_lock:
-            return self._pending_locked()
-
-    @property
-    def committed(self) -> WriteReceipt:
-        """What became of all points committed so far, without indices."""
-        return self._committed
-
     # Taking.
-
-    def _pending_locked(self) -> int:
-        return len(self._entries) // ENTRY + self._extra
-
-    def _set_room_locked(self) -> None:
-        self._room = self._room_with_locked(self._extra)
-
-    def _room_with_locked(self, extra: int) -> int:
-        if self._state is _State.OPEN and self._failure is None:
-            return ENTRY * (self._limit - extra - 1)  # the last one does more
-        return 0
-
-    def _check_state_locked(self) -> None:
-        if self._state is _State.FORKED:
-            raise ForkedError("this buffer was made before a fork; make a new one here")
-        if self._state is _State.CLOSED:
-            raise NotOpenError("this buffer is closed")
 
     def _write_slowly(self, point: PointLike) -> None:
         """Take a point that is not of the plainest kind, or where room is short."""
         if len(self._entries) >= self._room:
             self._make_room()
-        entry = self._judge.judge(point)
+        self._append(self._judge.judge(point))
+
+    def _submit(self, point: PointLike, waiter: object, tell: Tell) -> None:
+        """Take a point whose fate `tell` tells to `waiter`, a bad one's as well."""
+        if len(self._entries) >= self._room:
+            self._make_room()
+        self._need_flusher()
+        try:
+            labels, timestamp, value = self._judge.judge(point)
+        except InvalidDataError as error:
+            tell([(waiter, error)])
+            return
+        self._append((labels, timestamp, Awaited(value, waiter, tell)))
+        if not self._is_wanted:
+            self._is_wanted = True
+            if self._flusher is not None:
+                self._flusher.bell.ring()
+
+    def _append(self, entry: tuple[object, ...]) -> None:
         entries = self._entries
         if len(entries) < self._room:
             entries += entry
+            if self._is_unwatched:
+                self._watch()
         else:
             self._take(list(entry), 1)
 
     def _make_room(self) -> None:
-        """Raise what stands against a write; at `pending_max`, commit."""
+        """Raise what stands against a write; at `pending_max`, have room made."""
+        patience: Patience | None = None
         while True:
             with self._state_lock:
                 self._check_state_locked()
+                self._raise_rejected_locked()
                 failure, self._failure = self._failure, None
                 if failure is not None:
                     self._set_room_locked()
                     raise failure
                 if self._pending_locked() < self._pending_max:
                     return
-            with self._flush_lock:
-                if self.pending >= self._pending_max:
-                    self._commit_next()
+                if not (self._may_commit and self._commit_lock.acquire(blocking=False)):
+                    if patience is None:
+                        patience = Patience(self._full_timeout, None)
+                    self._wait_for_room_locked(patience)
+                    continue
+            try:
+                self._commit_next("size")
+            finally:
+                self._end_commit()
+            self._hand_out()
+
+    def _wait_for_room_locked(self, patience: Patience) -> None:
+        """Wait until there may be room.
+
+        Raises:
+            BufferFullError: it is not to wait, or has waited long enough.
+        """
+        metrics = self.metrics
+        if self._on_full == "raise" and self._pending_locked() >= self._pending_max:
+            metrics.full += 1
+            raise BufferFullError(
+                f"{self._pending_locked()} points are pending, pending_max={self._pending_max}; "
+                "the point was not taken"
+            )
+        if self._flusher is not None:
+            self._flusher.bell.ring()
+        metrics.waits += 1
+        began = self._clock()
+        is_there = self._wait_locked(patience, self._may_have_room_locked)
+        metrics.wait_seconds += max(self._clock() - began, 0.0)
+        if not is_there:
+            metrics.full += 1
+            raise BufferFullError(
+                f"{self._pending_locked()} points are still pending after "
+                f"full_timeout={self._full_timeout} seconds; the point was not taken"
+            )
+
+    def _may_have_room_locked(self) -> bool:
+        return (
+            self._state is not State.OPEN
+            or self._owes_error_locked()
+            or self._pending_locked() < self._pending_max
+            or (self._may_commit and not self._commit_lock.locked())
+        )
+
+    @property
+    def _may_commit(self) -> bool:
+        """Whether a write may commit in the calling thread."""
+        return not self._background or (self._flusher is not None and self._flusher.is_current)
 
     def _take(self, entries: list[object], points: int) -> None:
-        """Append judged entries, all in one step; commit if that fills the buffer."""
+        """Append judged entries, all in one step; have them committed if that fills the buffer."""
         with self._state_lock:
             self._check_state_locked()
             extra = self._extra + points - len(entries) // ENTRY
@@ -377,135 +471,198 @@ class WriteBuffer:
             held += entries
             self._extra = extra
             self._room = room
+        if self._is_unwatched:
+            self._watch()
         try:
             self._commit_by_size(points)
         except Exception as error:  # noqa: BLE001  # ours are taken: the next write raises it
-            # Without a lock, which may need memory that is not there: room that is given
-            # by another thread meanwhile, or taken once too often, does no harm.
-            self._failure = error
-            self._room = 0
+            self._keep(error)
 
-    # Committing. Callers hold _flush_lock, but for _commit_by_size.
+    # Committing.
+
+    def _commits_here(self, timeout: float | None, cancel: threading.Event | None) -> bool:
+        """Whether a call commits in its own thread, rather than have the flusher do it."""
+        if self._flusher is not None and self._flusher.is_current:
+            return True
+        return timeout is None and cancel is None and not self._background
 
     def _commit_by_size(self, points: int) -> None:
         """Commit while the buffer is full, as far as this call's points have filled it."""
         for _ in range(1 + points // self._points_max):
             with self._state_lock:
-                pending = self._pending_locked()
-                if pending < self._limit:
+                if self._state is not State.OPEN or self._pending_locked() < self._limit:
                     return
-            if not self._flush_lock.acquire(blocking=pending >= self._pending_max):
+            if not self._may_commit:
+                if self._flusher is not None:
+                    with self._state_lock:
+                        self._limit = self._pending_max
+                        self._set_room_locked()
+                    self._flusher.bell.ring()
+                return
+            if not self._commit_lock.acquire(blocking=False):
                 return  # another thread is at it
             try:
                 with self._state_lock:
-                    full = self._pending_locked() >= self._limit
-                if full:
-                    self._commit_next()
+                    is_full = self._pending_locked() >= self._limit
+                if is_full:
+                    self._commit_next("size")
             finally:
-                self._flush_lock.release()
+                self._end_commit()
+            self._hand_out()
 
-    def _commit_all(self) -> WriteReceipt:
-        """Commit what is pending now; what others add meanwhile may wait."""
-        due = self.pending
-        receipts: list[WriteReceipt] = []
-        while due > 0:
-            points, receipt = self._commit_next()
-            if not points:
-                break
-            due -= points
-            receipts.append(receipt)
-        return _join(receipts)
+    # The flusher.
 
-    def _commit_next(self) -> tuple[int, WriteReceipt]:
-        """Commit the oldest points, first those of a commit that failed; count them."""
-        if self._sequence is None:
-            self._sequence = self._last_sequence()
-        with self._state_lock:
-            self._limit = self._pending_max  # the others go on filling, and nothing slows them
-            self._set_room_locked()
-        try:
-            departing = self._departing
-            if departing is None:
-                departing = depart(self._entries, self._points_max)
-            if departing is None:
-                with self._state_lock:
-                    self._limit = self._points_max
-                    self._set_room_locked()
-                return 0, _NOTHING
-            self._departing = departing
-            receipt = self._hand_over(departing, ProducerMark(self.producer, self._sequence + 1))
-        except BaseException:
+    def _need_flusher(self) -> Flusher:
+        flusher = self._flusher
+        if flusher is None:
             with self._state_lock:
-                self._limit = min(self._pending_locked() + self._points_max, self._pending_max)
-                self._set_room_locked()
-            raise
-        sequence = self._sequence + 1
-        elements = ENTRY * departing.entries
-        committed = _join([self._committed, replace(receipt, indices=())])
+                if self._flusher is None:
+                    self._check_state_locked()
+                    self._flusher = Flusher(self, f"tsengine-{self.producer[:24]}")
+                flusher = self._flusher
+        return flusher
+
+    def _have_flushed(self, patience: Patience, *, closing: bool = False) -> WriteReceipt:
+        """Have the flusher commit all that is pending, and wait for it."""
+        request = _Request(closing=closing)
         with self._state_lock:
-            extra = self._extra - (departing.points - departing.entries)
-            # All six or none: the first raises for want of memory, or nothing does, and
-            # without a call among them no interrupt comes between.
-            del self._entries[:elements]
-            self._departing = None
-            self._sequence = sequence
-            self._extra = extra
-            self._committed = committed
-            self._failure = None
-            self._limit = self._points_max
-            self._set_room_locked()
-        return departing.points, receipt
-
-    def _last_sequence(self) -> int:
-        if self._forgets_producer or not self._handler.marks_producers:
-            return 0
-        mark = self._handler.high_water(self.producer)
-        return 0 if mark is None else mark.sequence
-
-    def _hand_over(self, departing: Departure, mark: ProducerMark) -> WriteReceipt:
-        """Have the handler commit a batch; its indices then count in order of arrival."""
-        handler = self._handler
-        if handler.staged_points and self._staging == (
-            threading.get_ident(),
-            handler.staged_points,
-        ):
-            handler.discard_buffer()  # ours: an interrupt came when it was to be discarded
-        if handler.staged_points:
-            raise LifecycleError(
-                f"this thread has {handler.staged_points} points staged on {handler!r} itself; "
-                "flush_buffer() or discard_buffer() there first"
+            if not closing:
+                self._check_state_locked()
+            self._requests.append(request)
+        self._need_flusher().bell.ring()
+        with self._state_lock:
+            self._wait_locked(
+                patience,
+                lambda: request.is_done or (self._state is State.CLOSED and not closing),
             )
-        staged = 0
-        is_staged = False
-        try:
-            for batch in departing.batches:
-                self._staging = threading.get_ident(), staged + len(batch)
-                handler.write_batch_to_buffer(batch)
-                staged += len(batch)
-            is_staged = True
-            if handler.marks_producers:
-                self._marked = True
-                receipt = handler.flush_buffer(mark)
-            else:
-                receipt = handler.flush_buffer()
-        except BaseException as error:
-            handler.discard_buffer()
-            if isinstance(error, InvalidDataError):
-                error.indices = departing.arrived(error.indices, 0 if is_staged else staged)
-            raise
-        return replace(receipt, indices=departing.arrived(receipt.indices))
+            pending = self._pending_locked()
+        if not request.is_done:
+            if self._state is State.CLOSED and not closing:
+                raise NotOpenError(f"this buffer was closed with {pending} points pending")
+            raise WaitTimeoutError(
+                f"{pending} points are still pending; they are being committed all the same"
+            )
+        if request.error is not None:
+            raise request.error
+        return request.receipt
 
-    def _close_flushing(self) -> None:
+    def _work(self) -> float | None:
+        """Do what is due, as the flusher; see `Worker`."""
+        self._is_wanted, wanted = False, self._is_wanted  # before anything departs
+        with self._state_lock:
+            state = self._state
+            requests, self._requests = self._requests, []
+        closing = any(request.closing for request in requests)
+        receipt = NOTHING
+        failure: BaseException | None = None
         try:
-            while self.pending:
-                self._commit_all()
-        except Exception as error:
-            count = self.pending
+            if state is State.OPEN or requests:
+                cause = "close" if closing else "flush" if requests else "submit" if wanted else ""
+                if not cause and self._is_aged():
+                    cause = "age"
+                if cause == "submit":
+                    self._gather()
+                if cause:
+                    receipt = self._flush_here(cause)
+                elif self._background:
+                    self._commit_full()
+        except BaseException as error:  # noqa: BLE001  # told to whoever asked, or kept
+            failure = error
+        if failure is not None and not requests:
+            self._keep(failure)
+            self._complain(failure)
+        with self._state_lock:
+            for request in requests:
+                request.receipt, request.error, request.is_done = receipt, failure, True
+            self._notify_locked()
+            if self._state in (State.CLOSED, State.FORKED):
+                raise StopIteration
+        return self._seconds_to_look()
+
+    def _gather(self) -> None:
+        """Let those who were just told of their points submit the next ones.
+
+        A commit takes a millisecond, so that it pays to have all of them in the same one: without
+        this half of the threads find that the others have just left.
+        """
+        if self._last_told < GATHERED_MIN:
+            return
+        before, now = -1, len(self._entries) // ENTRY
+        while before < now < self._last_told:
+            time.sleep(GATHER_SECONDS)
+            before, now = now, len(self._entries) // ENTRY
+
+    def _commit_full(self) -> None:
+        """Commit while the buffer is full, as the flusher."""
+        while self._begin_commit():
+            try:
+                with self._state_lock:
+                    is_full = self._pending_locked() >= self._points_max
+                if not is_full:
+                    return
+                self._commit_next("size")
+            finally:
+                self._end_commit()
+            self._hand_out()
+
+    def _is_aged(self) -> bool:
+        if self._age_max is None or self._is_unwatched:
+            return False
+        age = self._clock() - self._first_at
+        if age < 0:  # a clock that was set back
+            self._first_at = self._clock()
+        return age >= self._age_max
+
+    def _seconds_to_look(self) -> float | None:
+        if self._requests or self._is_wanted:
+            return 0.0
+        if not self._entries:
+            self._rest()
+        if self._age_max is None or self._is_unwatched:
+            return None
+        left = self._first_at + self._age_max - self._clock()
+        return min(max(left, 0.0), self._age_max)
+
+    def _complain(self, error: BaseException) -> None:
+        logger.error(
+            "a commit failed, and %d points stay pending: %s",
+            self.pending,
+            error,
+            extra={
+                "producer": self.producer,
+                "points": self.pending,
+                "error_type": type(error).__name__,
+            },
+        )
+
+    # Ending.
+
+    def _close_flushing(self, patience: Patience, *, here: bool) -> None:
+        failure: Exception | None = None
+        try:
+            if here:
+                while self._pending_locked():
+                    self._flush_here("close")
+                self._hand_out()
+            else:
+                self._have_flushed(patience, closing=True)
+        except Exception as error:  # noqa: BLE001  # raised below
+            failure = error
+        with self._state_lock:
+            count = self._pending_locked() + self._rejected_points_locked()
+            if failure is None and self._rejected:
+                failure = self._rejected[0][1]
+        if count:
+            tell_unsaved(
+                awaited_in(self._entries[:]), "this point was pending when its buffer closed"
+            )
             raise UnsavedPointsError(
-                f"closed with {count} pending points, as their commit failed: {error}; "
+                f"closed with {count} pending points, as their commit failed: {failure}; "
                 "take_pending() gives them back",
                 count=count,
-            ) from error
+            ) from failure
+        if failure is not None:
+            raise failure  # of on_reject: all points are in somebody's hands
         if self._marked and self._forgets_producer:
             try:
                 self._handler.forget_producer(self.producer)
@@ -513,79 +670,46 @@ class WriteBuffer:
                 pass  # it was closed before its buffer; a mark too many does no harm
 
     def _disown(self) -> None:
-        """Become the empty copy of a forked child, where no other thread runs."""
-        self._entries.clear()
-        self._extra = 0
-        self._departing = None
-        self._failure = None
-        self._state = _State.FORKED
-        self._flush_lock = threading.Lock()  # another thread of the parent may have held them
-        self._state_lock = threading.Lock()
-        self._set_room_locked()
+        self._requests.clear()
+        super()._disown()
+
+    def _flush_at_exit(self) -> None:
+        """Store what is pending when the interpreter exits, or say how much was not."""
+        failure: object = ""
+        try:
+            self.close(timeout=None if self._flusher is None else EXIT_SECONDS)
+        except Exception as error:  # noqa: BLE001  # there is nobody to raise it to
+            failure = error
+        if self.pending or failure:
+            logger.error(
+                "Python exits with %d pending points in a WriteBuffer, which are lost: %s",
+                self.pending,
+                failure or "it was closed without them",
+                extra={"producer": self.producer, "points": self.pending},
+            )
 
 
-class _State(enum.Enum):
-    OPEN = "open"
-    CLOSED = "closed"
-    FORKED = "forked"
+class _Request:
+    """Asks the flusher to commit all that is pending. Guarded by the buffer's _state_lock."""
+
+    __slots__ = ("closing", "error", "is_done", "receipt")
+
+    def __init__(self, *, closing: bool) -> None:
+        self.closing = closing
+        self.is_done = False
+        self.receipt = NOTHING
+        self.error: BaseException | None = None
 
 
-def _at_least_one(name: str, value: int) -> int:
+_T = TypeVar("_T")
+
+
+def _option(name: str, convert: Callable[[object], _T], value: object) -> _T:
     try:
-        return positive_integer(value)
+        return convert(value)
     except UnknownOptionError as error:
         raise UnknownOptionError(f"{name}: {error}") from None
 
 
-def _join(receipts: list[WriteReceipt]) -> WriteReceipt:
-    """Make one receipt of those of batches that were committed one after the other."""
-    if len(receipts) == 1:
-        return receipts[0]
-    base = 0
-    reasons: dict[str, int] = {}
-    indices: list[int] = []
-    for receipt in receipts:
-        for reason, count in receipt.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-        indices += (base + index for index in receipt.indices)
-        base += receipt.submitted
-    return WriteReceipt(
-        submitted=base,
-        accepted=sum(receipt.accepted for receipt in receipts),
-        refused=sum(receipt.refused for receipt in receipts),
-        evicted=sum(receipt.evicted for receipt in receipts),
-        reasons=reasons,
-        indices=tuple(indices),
-    )
-
-
-def _warn_of_loss(entries: list[object], handler: str) -> None:
-    """Say so where a buffer goes with points in it, at the latest when Python exits."""
-    if entries:
-        warnings.warn(
-            f"a WriteBuffer on {handler} was dropped with {count_points(entries)} pending "
-            "points, which are lost; close() stores them",
-            RuntimeWarning,  # unlike a ResourceWarning it is shown by default
-            stacklevel=1,
-        )
-
-
-def _disown_all() -> None:
-    global _module_lock  # noqa: PLW0603  # another thread of the parent may have held it
-    _module_lock = threading.Lock()
-    for buffer in list(_buffers):
-        buffer._disown()
-
-
-_module_lock = threading.Lock()
-"""Guards the two below; in a forked child it is made anew."""
-
-_producers: weakref.WeakValueDictionary[tuple[int, str], WriteBuffer] = (
-    weakref.WeakValueDictionary()
-)
-"""The open buffers by the identity of their handler, which they keep alive, and producer."""
-
-_buffers: weakref.WeakSet[WriteBuffer] = weakref.WeakSet()
-"""All buffers, closed ones as well, which may have pending points."""
-
-os.register_at_fork(after_in_child=_disown_all)
+def _seconds_option(name: str, value: float | None) -> float | None:
+    return None if value is None else _option(name, seconds, value)

@@ -49,6 +49,7 @@ from tsengine.model import (
 )
 from tsengine.options import STORE_OPTIONS, Converter, StoreOptions, convert_options
 from tsengine.result import QueryResult
+from tsengine.retry import ErrorClass, classify
 from tsengine.selectors import Selector, SelectorLike, to_selector
 from tsengine.staging import Staging, in_callers_order, judge_point
 from tsengine.waiting import Patience
@@ -192,6 +193,14 @@ class WriteBufferHandler(ABC):
     @abstractmethod
     def discard_buffer(self) -> None:
         """Forget what this thread staged."""
+
+    def error_class(self, error: Exception) -> ErrorClass:
+        """Say what an error of staging or flushing calls for; by default goes by its type.
+
+        A backend whose driver raises errors of its own, or that knows better which of them
+        time heals, overrides this. What is retried, and how, is not its affair: `retry.py`.
+        """
+        return classify(error)
 
     def series_kind(self, labels: Labels) -> ValueKind | None:
         """Give the kind of a stored series; None where it is not stored, or cannot be told."""

@@ -17,6 +17,7 @@
     │   ├── StoreOptionError               other options than the store was created with
     │   ├── UnsupportedError               the backend does not declare this capability
     │   └── MissingDependencyError (ImportError)   names the `pip install` line that helps
+    ├── RejectedPointsError                points of a buffer or a copy that cannot be stored
     ├── LifecycleError
     │   ├── NotOpenError                   used before open or after close
     │   ├── ReadOnlyError                  a write to a store opened with `read_only=True`
@@ -31,6 +32,7 @@
         ├── StoreInUseError                another process writes to the store
         │   └── StoreInUseTimeoutError (WaitTimeoutError)   it still did after `timeout`
         ├── StorageFullError               the disk is full
+        ├── BatchTooLargeError             more at once than the backend takes
         ├── FormatVersionError             a store of a newer or foreign format
         ├── CorruptionError                stored bytes fail their checksum
         └── SnapshotExpiredError           a reader outlived `snapshot_age_max`
@@ -42,6 +44,10 @@ points, of every offender it knows of.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for a signature alone: `model` stands above this module
+    from tsengine.model import DataPoint
 
 
 class TsEngineError(Exception):
@@ -99,6 +105,33 @@ class DuplicatePointError(InvalidDataError):
 
 class BatchShapeError(InvalidDataError):
     """Is raised when the columns of a batch do not fit together or have a wrong dtype."""
+
+
+class RejectedPointsError(TsEngineError):
+    """Is raised when points that were taken turned out to be such as cannot be stored.
+
+    The other points of their batch are stored. Those rejected are in nobody's hands any more
+    but this error's: they stay what the application makes of them. No InvalidDataError: that
+    would say that the points of the present call are bad.
+
+    Attributes:
+        rejections: the rejected points and what is wrong with them, by error.
+    """
+
+    def __init__(
+        self, message: str, *, rejections: Sequence[tuple[Sequence[DataPoint], Exception]]
+    ) -> None:
+        super().__init__(message)
+        self.rejections = tuple((list(points), error) for points, error in rejections)
+
+    @property
+    def points(self) -> list[DataPoint]:
+        """All rejected points."""
+        return [point for points, _ in self.rejections for point in points]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the points."""
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 # Queries
@@ -232,6 +265,10 @@ class StoreInUseTimeoutError(StoreInUseError, WaitTimeoutError):
 
 class StorageFullError(StorageError):
     """Is raised when the disk is full; nothing of the call was stored."""
+
+
+class BatchTooLargeError(StorageError):
+    """Is raised when a commit is larger than the backend takes; smaller ones may be stored."""
 
 
 class FormatVersionError(StorageError):

@@ -149,6 +149,8 @@ class Judge:
         Half of what it would cost to ask about each of very many new series.
         """
         # With some floats known, `earliest` is that of an open handler.
+        if type(labels) is Labels and labels in self.floats:
+            return self.earliest <= timestamp <= INT64_MAX
         if (
             not self.floats
             or type(labels) is not Labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from tsengine.errors import CancelledError, UnknownOptionError
@@ -43,6 +44,31 @@ class Patience:
         """Whether it does not wait at all."""
         return self._timeout == 0
 
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, at least 0; None without end."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def wait_for(self, condition: threading.Condition, ready: Callable[[], bool]) -> bool:
+        """Wait for what a condition is notified of; whether it came before time was up.
+
+        Args:
+            condition: held by the caller.
+            ready: whether it came; asked with the condition held.
+
+        Raises:
+            CancelledError: `cancel` was set.
+        """
+        while not ready():
+            self._check_cancelled()
+            left = self.left
+            if left == 0:
+                return False
+            # An event of the caller's notifies no condition.
+            longest = threading.TIMEOUT_MAX if self._cancel is None else PAUSE_SECONDS_MAX
+            condition.wait(longest if left is None else min(left, longest))
+        return True
+
     def wait(self) -> bool:
         """Wait a little, longer each time; whether there is time left to look again.
 
@@ -50,8 +76,8 @@ class Patience:
             CancelledError: `cancel` was set, which ends the pause at once.
         """
         pause = self._pause
-        if self._deadline is not None:
-            left = self._deadline - time.monotonic()
+        left = self.left
+        if left is not None:
             if left <= 0:
                 return False
             pause = min(pause, left)

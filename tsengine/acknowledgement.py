@@ -1,0 +1,66 @@
+"""Acknowledgement: what became of one submitted point, for the thread that waits for it."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+
+from tsengine.arrivals import Awaited, Outcome
+from tsengine.errors import ForkedError, UnsavedPointsError
+from tsengine.model import WriteReceipt
+
+
+class Acknowledgement(Future[WriteReceipt]):
+    """A future that is done when its point is durable, or is known not to become so.
+
+    It cannot be cancelled: the point is taken. In a forked child, where nobody commits,
+    waiting for it raises ForkedError.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+        self.set_running_or_notify_cancel()
+
+    def result(self, timeout: float | None = None) -> WriteReceipt:
+        """Wait for the receipt of the point.
+
+        Args:
+            timeout: seconds; None for as long as it takes.
+
+        Raises:
+            TimeoutError: it took longer. The point stays where it is.
+            InvalidDataError: the point is bad, and was not stored.
+            UnsavedPointsError: the point was not stored when the buffer closed, or was taken
+                back.
+            ForkedError: the point is the parent's.
+            Exception: its commit failed, unchanged. The point is still pending in the buffer,
+                which will try again: to submit it once more may store it twice.
+        """
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, and give what `result` raises."""
+        self._check_process()
+        return super().exception(timeout)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedError("this point was submitted before a fork; it is the parent's")
+
+
+def tell_futures(told: list[tuple[object, Outcome]]) -> None:
+    """Complete acknowledgements that are not done yet."""
+    for future, outcome in told:
+        if isinstance(future, Acknowledgement) and not future.done():
+            if isinstance(outcome, WriteReceipt):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+
+def tell_unsaved(waiting: list[Awaited], text: str) -> None:
+    """Tell that points were left to their owner, where nothing else was told before."""
+    for awaited in waiting:
+        awaited.tell([(awaited.waiter, UnsavedPointsError(f"{text}, and is not stored", count=1))])

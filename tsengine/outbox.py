@@ -1,0 +1,508 @@
+"""Outbox: points that were taken, in order of arrival, and how they leave.
+
+The half of a buffer that commits. It holds the points, gives one thread at a time the right to
+commit the oldest of them, and accounts for what became of them; `buffer.py` decides when.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from typing import TypeAlias
+
+from tsengine import keeping
+from tsengine.acknowledgement import tell_unsaved
+from tsengine.arrivals import ENTRY, awaited_in, depart, points_of
+from tsengine.committing import NOTHING, Committer, Delivery, join_receipts
+from tsengine.engine import WriteBufferHandler
+from tsengine.errors import (
+    ForkedError,
+    NotOpenError,
+    RejectedPointsError,
+    WaitTimeoutError,
+)
+from tsengine.flusher import Flusher
+from tsengine.metrics import BufferMetrics
+from tsengine.model import (
+    DataPoint,
+    Int64Array,
+    ProducerMark,
+    WriteReceipt,
+    check_producer,
+)
+from tsengine.retry import RetryPolicy
+from tsengine.waiting import Patience
+
+OnReject: TypeAlias = Callable[[list[DataPoint], Exception], object]
+"""Is given points that cannot be stored, and what is wrong with them."""
+
+Rejection: TypeAlias = tuple[list[DataPoint], Exception]
+
+
+class State(Enum):
+    """Of a buffer."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FORKED = "forked"
+
+
+class Outbox:
+    """Points on their way to a handler.
+
+    Args:
+        handler: what to commit to.
+        points_max: points of one commit at most.
+        pending_max: pending points at which a write has to wait for a commit.
+        producer: the name under which batches are numbered; None for a random one.
+        retry: how patient a commit is.
+        on_reject: takes points that cannot be stored; None keeps them for the next call.
+        clock: seconds, monotonic.
+
+    Thread-safety: any number of threads; who calls what holds which lock, the names say.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_changed",
+        "_clock",
+        "_commit_lock",
+        "_committed",
+        "_committer",
+        "_departing",
+        "_entries",
+        "_extra",
+        "_failure",
+        "_first_at",
+        "_flusher",
+        "_forgets_producer",
+        "_handler",
+        "_is_unwatched",
+        "_last_told",
+        "_limit",
+        "_marked",
+        "_on_reject",
+        "_pending_max",
+        "_points_max",
+        "_rejected",
+        "_room",
+        "_sequence",
+        "_settled",
+        "_state",
+        "_state_lock",
+        "_told",
+        "_waiting",
+        "metrics",
+        "producer",
+    )
+
+    producer: str
+    """The name under which batches are numbered."""
+
+    def __init__(
+        self,
+        handler: WriteBufferHandler,
+        *,
+        points_max: int,
+        pending_max: int,
+        producer: str | None,
+        retry: RetryPolicy,
+        on_reject: OnReject | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._points_max = points_max
+        self._pending_max = pending_max
+        self._on_reject = on_reject
+        self._handler = handler
+        self._clock = clock
+        if producer is not None:
+            check_producer(producer)
+        self._forgets_producer = producer is None
+        self.producer = f"buffer-{os.urandom(16).hex()}" if producer is None else producer
+        self._entries: list[object] = []
+
+        # The right to commit: guards the front of _entries, _departing, _sequence, _marked and
+        # _last_told. Never waited for but through _changed, so that a close ends the wait.
+        # _state_lock is taken inside of it.
+        self._commit_lock = threading.Lock()
+        self._departing: Delivery | None = None  # whose commit is under way or has failed
+        self._sequence: int | None = None  # of the last batch committed; None before the first
+        self._marked = False  # whether the handler may hold a mark of ours
+        self._last_told = 0  # how many waited for points of the last batch
+        self.metrics = BufferMetrics()
+        self._committer = Committer(
+            handler,
+            retry,
+            self.metrics,
+            points_max=points_max,
+            pause=_pause_of(weakref.ref(self)),
+            fields={"producer": self.producer},
+            clock=clock,
+        )
+
+        # Guards all below but the flags. _changed is notified of every end of a commit and of
+        # every change of state.
+        self._state_lock = threading.Lock()
+        self._changed = threading.Condition(self._state_lock)
+        self._waiting = 0  # threads that wait for _changed
+        self._extra = 0  # points in _entries beyond one an entry
+        self._settled = 0  # points that have left _entries
+        self._committed = NOTHING
+        self._rejected: list[Rejection] = []  # not handed out yet
+        self._failure: BaseException | None = None  # that nobody has heard of
+        self._told: BaseException | None = None  # a failure that futures told of all its points
+        self._state = State.OPEN
+        self._limit = points_max  # pending points at which a write does more than append
+        self._room = 0  # list elements below which a write only appends; follows from the others
+        self._flusher: Flusher | None = None
+        self._set_room_locked()
+
+        # Flags, each changed in one step. Whoever appends looks at them afterwards, whoever
+        # commits sets them and then looks at what was appended: so one sees what the other did.
+        self._is_unwatched = True  # nobody will commit a first point for its age
+        self._first_at = 0.0  # when the first pending point came, or somewhat earlier
+
+    @property
+    def pending(self) -> int:
+        """How many points were taken and are neither settled nor given back."""
+        with self._state_lock:
+            return self._pending_locked() + self._rejected_points_locked()
+
+    @property
+    def committed(self) -> WriteReceipt:
+        """What became of all points committed so far, without indices."""
+        return self._committed
+
+    def _pending_locked(self) -> int:
+        """Count the points that are still to be committed."""
+        delivery = self._departing
+        landed = 0 if delivery is None else delivery.departure.points - delivery.left
+        return len(self._entries) // ENTRY + self._extra - landed
+
+    def _rejected_points_locked(self) -> int:
+        return sum(len(points) for points, _ in self._rejected)
+
+    def _set_room_locked(self) -> None:
+        self._room = self._room_with_locked(self._extra)
+
+    def _room_with_locked(self, extra: int) -> int:
+        if self._state is not State.OPEN or self._owes_error_locked():
+            return 0
+        return ENTRY * (self._limit - extra - 1)  # the last one does more
+
+    def _owes_error_locked(self) -> bool:
+        """Whether the next write has to raise what befell earlier points."""
+        return self._failure is not None or (self._on_reject is None and bool(self._rejected))
+
+    def _check_state_locked(self) -> None:
+        if self._state is State.FORKED:
+            raise ForkedError("this buffer was made before a fork; make a new one here")
+        if self._state is not State.OPEN:
+            raise NotOpenError("this buffer is closed")
+
+    def _watch(self) -> None:
+        """See to it that points which are pending are committed in time, whoever drops us.
+
+        What just appended calls it: so it must not raise, and an interrupt between any two
+        steps only has the next write call it again.
+        """
+        try:
+            keeping.keep(self)
+            self._first_at = self._clock()
+        except MemoryError:
+            return  # the next write tries
+        if self._flusher is not None:
+            self._flusher.bell.ring()
+        self._is_unwatched = False
+
+    def _rest(self) -> None:
+        """Have the next write watched, where nothing is pending."""
+        if not self._entries:
+            if not self._rejected:
+                keeping.let_go(self)
+            self._is_unwatched = True
+            if self._entries:  # somebody appended before, and saw that it was watched
+                self._watch()
+
+    def _begin_commit(self, patience: Patience | None = None, *, even_closed: bool = False) -> bool:
+        """Get the right to commit; false where the buffer was closed instead.
+
+        Raises:
+            WaitTimeoutError, CancelledError: as the patience says.
+        """
+        if self._commit_lock.acquire(blocking=False):
+            has_it = True
+        else:
+            has_it = False
+
+            def ready() -> bool:
+                nonlocal has_it
+                has_it = self._commit_lock.acquire(blocking=False)
+                return has_it or (not even_closed and self._state is State.CLOSED)
+
+            with self._state_lock:
+                in_time = self._wait_locked(patience or Patience(None, None), ready)
+            if not in_time:
+                raise WaitTimeoutError("a commit is under way, and goes on")
+        if has_it and not even_closed and self._state is State.CLOSED:
+            self._end_commit()
+            return False
+        return has_it
+
+    def _end_commit(self) -> None:
+        self._commit_lock.release()
+        with self._state_lock:
+            self._notify_locked()
+
+    def _wait_locked(self, patience: Patience, ready: Callable[[], bool]) -> bool:
+        self._waiting += 1
+        try:
+            return patience.wait_for(self._changed, ready)
+        finally:
+            self._waiting -= 1
+
+    def _notify_locked(self) -> None:
+        if self._waiting:
+            self._changed.notify_all()
+
+    def _flush_here(self, cause: str) -> WriteReceipt:
+        """Commit what is pending now; what others add meanwhile may wait.
+
+        Raises:
+            NotOpenError: the buffer was closed, and left some of it pending.
+        """
+        with self._state_lock:
+            target = self._settled_locked() + self._pending_locked()
+        receipts: list[tuple[int, WriteReceipt]] = []
+        while self._settled_locked() < target:
+            if not self._begin_commit():
+                if self._settled_locked() >= target:
+                    break
+                raise NotOpenError("this buffer was closed before all was committed")
+            try:
+                receipt = self._commit_next(cause)
+            finally:
+                self._end_commit()
+            if receipt is None:
+                break
+            receipts.append(receipt)
+            self._hand_out()
+        self._hand_out()
+        return join_receipts(receipts)
+
+    def _settled_locked(self) -> int:
+        """Count the points settled so far; the count of a moment needs no lock."""
+        delivery = self._departing
+        landed = 0 if delivery is None else delivery.departure.points - delivery.left
+        return self._settled + landed
+
+    def _commit_next(self, cause: str) -> tuple[int, WriteReceipt] | None:
+        """Commit the oldest points, first those of a commit that failed.
+
+        Returns:
+            How many they were and their receipt, whose indices count them by arrival; None
+            where nothing is pending.
+        """
+        if self._sequence is None:
+            self._sequence = self._last_sequence()
+        with self._state_lock:
+            self._limit = self._pending_max  # the others go on filling, and nothing slows them
+            self._set_room_locked()
+        delivery = self._departing
+        departed_at, takes_all = 0.0, False
+        try:
+            if delivery is None:
+                departed_at = self._clock()
+                size = self._committer.size.points
+                departure = depart(self._entries, size)
+                if departure is None:
+                    with self._state_lock:
+                        self._limit = self._points_max
+                        self._set_room_locked()
+                    return None
+                takes_all = ENTRY * departure.entries == len(self._entries)
+                self._departing = delivery = Delivery(departure, self._mark_of, size)
+                self.metrics.flushes[cause] = self.metrics.flushes.get(cause, 0) + 1
+            self._committer.deliver(delivery)
+            self._account(delivery)
+        except BaseException as error:
+            self._first_at = self._clock()  # that the next attempt has its time, too
+            with self._state_lock:
+                pending = self._pending_locked()
+                self._limit = min(pending + self._points_max, self._pending_max)
+                self._set_room_locked()
+            if delivery is not None and isinstance(error, Exception):
+                self._tell_failure(delivery, error)
+            raise
+        if takes_all:
+            self._first_at = departed_at
+        receipt = delivery.receipt()
+        delivery.tell()
+        self._last_told = len(delivery.departure.awaited)
+        self._rest()
+        return delivery.departure.points, receipt
+
+    def _account(self, delivery: Delivery) -> None:
+        """Take a delivery, or what of it was settled since the last time, off what is pending."""
+        progress = delivery.progress
+        receipt = replace(delivery.receipt(delivery.accounted), indices=())
+        committed = join_receipts([(0, self._committed), (0, receipt)])
+        rejections = delivery.rejections(delivery.accounted)
+        departure = delivery.departure
+        elements = 0 if progress.todo else ENTRY * departure.entries
+        sequence = None if self._sequence is None else self._sequence + 1
+        with self._state_lock:
+            extra = self._extra - (departure.points - departure.entries)
+            settled = self._settled + departure.points
+            rejected = self._rejected
+            # All or none: the first two raise for want of memory, or nothing does, and without
+            # a call among them no interrupt comes between.
+            rejected += rejections
+            delivery.accounted = progress
+            self._committed = committed
+            if elements:
+                del self._entries[:elements]
+                self._departing = None
+                self._sequence = sequence
+                self._extra = extra
+                self._settled = settled
+                self._failure = None
+                self._limit = self._points_max
+            self._set_room_locked()
+
+    def _tell_failure(self, delivery: Delivery, error: Exception) -> None:
+        """Account for what of a delivery was settled before it failed, and tell who waits."""
+        if delivery.progress.todo:
+            self._account(delivery)
+            delivery.tell(error)
+            if len(delivery.departure.awaited) >= delivery.left:
+                awaited = {position for position, _ in delivery.departure.awaited}
+                if awaited.issuperset(delivery.left_positions().tolist()):
+                    self._told = error
+
+    def _take_back(self) -> list[DataPoint]:
+        """Give all points back that are not settled; the caller has the right to commit."""
+        entries = self._entries[:]
+        points = points_of(entries)
+        waiting = awaited_in(entries)
+        back = points
+        if self._departing is not None:  # some of it may be settled
+            batch = self._departing.departure.points
+            left = self._departing.left_positions().tolist()
+            back = [points[position] for position in left] + points[batch:]
+        with self._state_lock:
+            back = [point for some, _ in self._rejected for point in some] + back
+            extra = self._extra - (len(points) - len(entries) // ENTRY)
+            sequence = self._sequence
+            if self._departing is not None and sequence is not None:
+                sequence += 1  # the number of its batch may be taken
+            settled = self._settled + len(points)
+            rejected: list[Rejection] = []
+            # All that may fail is done: nothing between here and the caller can.
+            del self._entries[: len(entries)]
+            self._departing = None
+            self._sequence = sequence
+            self._extra = extra
+            self._settled = settled
+            self._rejected = rejected
+            self._limit = self._points_max
+            self._failure = None
+            self._set_room_locked()
+        self._rest()
+        tell_unsaved(waiting, "this point was taken back by take_pending()")
+        return back
+
+    def _mark_of(self, rows: Int64Array, piece: int) -> ProducerMark | None:
+        if not self._handler.marks_producers or self._sequence is None:
+            return None
+        self._marked = True
+        return ProducerMark(self.producer, self._sequence + 1, piece)
+
+    def _last_sequence(self) -> int:
+        if self._forgets_producer or not self._handler.marks_producers:
+            return 0
+        mark = self._handler.high_water(self.producer)
+        return 0 if mark is None else mark.sequence
+
+    def _pause(self, duration: float) -> bool:
+        """Wait before a retry; false where the buffer was closed, or its closing ended."""
+        with self._state_lock:
+            state = self._state
+            return not self._wait_locked(Patience(duration, None), lambda: self._state is not state)
+
+    def _hand_out(self) -> None:
+        """Give rejected points to whoever is there for them; the calling thread has no lock."""
+        on_reject = self._on_reject
+        if on_reject is None:
+            return
+        while self._rejected:
+            with self._state_lock:
+                if not self._rejected:
+                    return
+                points, error = self._rejected.pop(0)
+            try:
+                on_reject(points, error)
+            except BaseException as raised:
+                raised.add_note(f"raised by on_reject, which was given {len(points)} points")
+                raise
+        if not self._entries:
+            self._rest()
+
+    def _raise_rejected_locked(self) -> None:
+        if self._rejected and self._on_reject is None:
+            rejected = self._rejected
+            count = self._rejected_points_locked()
+            error = RejectedPointsError(
+                f"{count} points cannot be stored, and are in this error: {rejected[0][1]}",
+                rejections=rejected,
+            )
+            error.__cause__ = rejected[0][1]
+            self._rejected = []
+            self._set_room_locked()
+            raise error
+
+    def _keep(self, error: BaseException) -> None:
+        """Keep an error for whichever write comes next, unless all who lost by it were told."""
+        if error is self._told:
+            return
+        # Without a lock, which may need memory that is not there: room that is given by another
+        # thread meanwhile, or taken once too often, does no harm.
+        self._failure = error
+        self._room = 0
+
+    def _forget_failure(self) -> None:
+        with self._state_lock:
+            self._failure = None
+            self._set_room_locked()
+
+    def _disown(self) -> None:
+        """Become the empty copy of a forked child, where no other thread runs."""
+        # Another thread of the parent may have held the locks.
+        self._commit_lock = threading.Lock()
+        self._state_lock = threading.Lock()
+        self._changed = threading.Condition(self._state_lock)
+        self._waiting = 0
+        self._entries.clear()
+        self._rejected = []
+        self._extra = 0
+        self._departing = None
+        self._failure = None
+        self._flusher = None
+        self._state = State.FORKED
+        self._set_room_locked()
+
+
+def _pause_of(held: Callable[[], Outbox | None]) -> Callable[[float], bool]:
+    """Give the pause of a buffer to what the buffer holds, without a circle."""
+
+    def pause(duration: float) -> bool:
+        buffer = held()
+        return buffer is not None and buffer._pause(duration)
+
+    return pause
