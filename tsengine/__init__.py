@@ -23,6 +23,7 @@ from tsengine.engine import (
 )
 from tsengine.errors import (
     BatchShapeError,
+    BatchTooLargeError,
     BufferFullError,
     CancelledError,
     ConfigurationError,
@@ -38,6 +39,7 @@ from tsengine.errors import (
     NotOpenError,
     RangeError,
     ReadOnlyError,
+    RejectedPointsError,
     SelectorError,
     SnapshotExpiredError,
     StorageError,
@@ -70,6 +72,7 @@ from tsengine.model import (
 )
 from tsengine.registry import open
 from tsengine.result import QueryResult
+from tsengine.retry import ErrorClass, RetryPolicy
 from tsengine.selectors import Matcher, MatchOperator, Selector
 
 __version__ = "0.1.0"
@@ -77,6 +80,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchShapeError",
+    "BatchTooLargeError",
     "BufferFullError",
     "CancelledError",
     "Capability",
@@ -88,6 +92,7 @@ __all__ = [
     "DuplicatePolicy",
     "Engine",
     "EngineStats",
+    "ErrorClass",
     "ForkedError",
     "FormatVersionError",
     "GroupedBatch",
@@ -104,6 +109,8 @@ __all__ = [
     "QueryResult",
     "RangeError",
     "ReadOnlyError",
+    "RejectedPointsError",
+    "RetryPolicy",
     "Selector",
     "SelectorError",
     "SeriesBatch",

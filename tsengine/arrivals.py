@@ -94,14 +94,16 @@ class Awaited:
         value: the value in its stored form.
         waiter: who waits, whatever `tell` takes.
         tell: tells it.
+        is_told: whether it was told that a commit failed, and waits no longer. The point does.
     """
 
-    __slots__ = ("tell", "value", "waiter")
+    __slots__ = ("is_told", "tell", "value", "waiter")
 
     def __init__(self, value: Value, waiter: object, tell: Tell) -> None:
         self.value = value
         self.waiter = waiter
         self.tell = tell
+        self.is_told = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

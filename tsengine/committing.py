@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -84,8 +84,8 @@ class Delivery:
 
     @property
     def left(self) -> int:
-        """How many points are neither stored nor rejected."""
-        return sum(map(len, self.progress.todo))
+        """How many points are neither stored nor rejected, as far as that is accounted for."""
+        return sum(map(len, self.accounted.todo))
 
     def mark(self) -> ProducerMark | None:
         """The mark of the next piece, the same until that is settled."""
@@ -94,23 +94,23 @@ class Delivery:
     def stored(self, receipt: WriteReceipt) -> None:
         """Go on after the next piece was stored."""
         was = self.progress
-        self.progress = Progress(
-            was.todo[:-1],
-            was.piece + 1,
-            (*was.receipts, (was.todo[-1], receipt)),
-            was.rejected,
-            was.too_large_at,
+        self.progress = replace(
+            was,
+            todo=was.todo[:-1],
+            piece=was.piece + 1,
+            receipts=(*was.receipts, (was.todo[-1], receipt)),
         )
 
     def cut(self, size: int) -> None:
-        """Go on with the next piece in pieces of at most so many points, in order of arrival."""
+        """Go on in pieces of at most so many points, in order of arrival."""
         was = self.progress
-        self._go_on(self._cut(was.todo[-1], size))
+        pieces = [piece for rows in was.todo for piece in self._cut(rows, size)]
+        self.progress = replace(was, todo=tuple(pieces), piece=was.piece + 1)
 
     def give_up_whole(self) -> None:
         """Take the next piece for too large at any size that it was to be tried at."""
         was = self.progress
-        self.progress = Progress(was.todo, was.piece, was.receipts, was.rejected, len(was.todo[-1]))
+        self.progress = replace(was, too_large_at=len(was.todo[-1]))
 
     def divide(self, error: Exception, *, by_arrival: bool) -> None:
         """Go on after the next piece was refused for good: without the bad points, or in halves.
@@ -129,7 +129,7 @@ class Delivery:
             self._reject(rows, error, rows[:0])
             return
         if by_arrival:
-            self.cut((len(rows) + 1) // 2)
+            self._go_on(self._cut(rows, (len(rows) + 1) // 2))
         else:
             self._go_on((rows[len(rows) // 2 :], rows[: len(rows) // 2]))
 
@@ -164,7 +164,7 @@ class Delivery:
 
     def rejections(self, since: Progress) -> list[tuple[list[DataPoint], Exception]]:
         """Give the points that were rejected since, and that nobody waits for, by error."""
-        awaited = {position for position, _ in self.departure.awaited}
+        awaited = {place for place, point in self.departure.awaited if not point.is_told}
         rejections: list[tuple[list[DataPoint], Exception]] = []
         for rows, error in self.progress.rejected[len(since.rejected) :]:
             if awaited:
@@ -189,7 +189,8 @@ class Delivery:
             outcome: Outcome | None = outcomes.get(position, _STORED)
             if position in left:
                 outcome = failure
-            if outcome is not None:
+            if outcome is not None and not awaited.is_told:
+                awaited.is_told = True
                 told.setdefault(awaited.tell, []).append((awaited.waiter, outcome))
         for tell, some in told.items():
             tell(some)
@@ -219,12 +220,11 @@ class Delivery:
         was = self.progress
         todo = (*was.todo[:-1], rest) if len(rest) else was.todo[:-1]
         rejected = (*was.rejected, (bad, error))
-        self.progress = Progress(todo, was.piece + 1, was.receipts, rejected, was.too_large_at)
+        self.progress = replace(was, todo=todo, piece=was.piece + 1, rejected=rejected)
 
     def _go_on(self, pieces: tuple[Int64Array, ...]) -> None:
         was = self.progress
-        todo = (*was.todo[:-1], *pieces)
-        self.progress = Progress(todo, was.piece + 1, was.receipts, was.rejected, was.too_large_at)
+        self.progress = replace(was, todo=(*was.todo[:-1], *pieces), piece=was.piece + 1)
 
 
 class Committer:
@@ -396,7 +396,7 @@ class Committer:
         delivery.divide(error, by_arrival=self._by_arrival)
         rejected = sum(len(rows) for rows, _ in delivery.progress.rejected[before:])
         self.metrics.rejected += rejected
-        self.metrics.splits += delivery.left > 0
+        self.metrics.splits += bool(delivery.progress.todo)
         if rejected:
             self._log(logging.WARNING, "points were rejected", error, rejected)
         return False

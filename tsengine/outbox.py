@@ -70,6 +70,7 @@ class Outbox:
 
     __slots__ = (
         "__weakref__",
+        "_cause",
         "_changed",
         "_clock",
         "_commit_lock",
@@ -127,13 +128,14 @@ class Outbox:
         self.producer = f"buffer-{os.urandom(16).hex()}" if producer is None else producer
         self._entries: list[object] = []
 
-        # The right to commit: guards the front of _entries, _departing, _sequence, _marked and
-        # _last_told. Never waited for but through _changed, so that a close ends the wait.
+        # The right to commit: guards the front of _entries, _departing, _sequence, _marked, _cause
+        # and _last_told. Never waited for but through _changed, so that a close ends the wait.
         # _state_lock is taken inside of it.
         self._commit_lock = threading.Lock()
         self._departing: Delivery | None = None  # whose commit is under way or has failed
         self._sequence: int | None = None  # of the last batch committed; None before the first
         self._marked = False  # whether the handler may hold a mark of ours
+        self._cause = ""  # what made the present commit due
         self._last_told = 0  # how many waited for points of the last batch
         self.metrics = BufferMetrics()
         self._committer = Committer(
@@ -309,6 +311,7 @@ class Outbox:
             How many they were and their receipt, whose indices count them by arrival; None
             where nothing is pending.
         """
+        self._cause = cause
         if self._sequence is None:
             self._sequence = self._last_sequence()
         with self._state_lock:
@@ -388,6 +391,8 @@ class Outbox:
 
     def _take_back(self) -> list[DataPoint]:
         """Give all points back that are not settled; the caller has the right to commit."""
+        if self._departing is not None:
+            self._account(self._departing)  # there may have been no memory for it
         entries = self._entries[:]
         points = points_of(entries)
         waiting = awaited_in(entries)
@@ -431,10 +436,12 @@ class Outbox:
         return 0 if mark is None else mark.sequence
 
     def _pause(self, duration: float) -> bool:
-        """Wait before a retry; false where the buffer was closed, or its closing ended."""
+        """Wait before a retry; false where a close wants its turn, or is over."""
+        expected = State.CLOSING if self._cause == "close" else State.OPEN
         with self._state_lock:
-            state = self._state
-            return not self._wait_locked(Patience(duration, None), lambda: self._state is not state)
+            return not self._wait_locked(
+                Patience(duration, None), lambda: self._state is not expected
+            )
 
     def _hand_out(self) -> None:
         """Give rejected points to whoever is there for them; the calling thread has no lock."""
