@@ -241,7 +241,7 @@ class Account:
 
 
 def _is_rejected(future: Future[WriteReceipt]) -> bool:
-    return isinstance(future.exception(timeout=30), (InvalidDataError, BatchTooLargeError))
+    return isinstance(future.exception(timeout=30), (InvalidDataError, RejectedPointsError))
 
 
 @pytest.mark.parametrize("flaw", ["forgets", "doubles", "disorders"])

@@ -31,6 +31,8 @@ class Acknowledgement(Future[WriteReceipt]):
         Raises:
             TimeoutError: it took longer. The point stays where it is.
             InvalidDataError: the point is bad, and was not stored.
+            RejectedPointsError: likewise, for a reason that is not about data alone, as where
+                the point is too large by itself.
             UnsavedPointsError: the point was not stored when the buffer closed, or was taken
                 back.
             ForkedError: the point is the parent's.

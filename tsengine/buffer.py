@@ -28,6 +28,7 @@ from tsengine.errors import (
     NotOpenError,
     UnknownOptionError,
     UnsavedPointsError,
+    WaitError,
     WaitTimeoutError,
 )
 from tsengine.flusher import Flusher
@@ -215,6 +216,7 @@ class WriteBuffer(Outbox):
         given = list(points)
         self._make_room()
         self._take(self._judge.judge_many(given, self._points_max), len(given))
+        self._commit_taken(len(given))
 
     def write_series(self, labels: Labels, timestamps: object, values: object) -> None:
         """Take columns of one series, all or none.
@@ -231,6 +233,7 @@ class WriteBuffer(Outbox):
         self._make_room()
         columns = self._judge.judge_series(labels, timestamps, values)
         self._take(columns.entries(labels, self._points_max), len(columns))
+        self._commit_taken(len(columns))
 
     def submit(self, point: PointLike) -> Acknowledgement:
         """Take one point, and give a future of what becomes of it.
@@ -369,10 +372,14 @@ class WriteBuffer(Outbox):
         """Take a point that is not of the plainest kind, or where room is short."""
         if len(self._entries) >= self._room:
             self._make_room()
-        self._append(self._judge.judge(point))
+        if self._append(self._judge.judge(point)):
+            self._commit_taken(1)
 
     def _submit(self, point: PointLike, waiter: object, tell: Tell) -> None:
-        """Take a point whose fate `tell` tells to `waiter`, a bad one's as well."""
+        """Take a point whose fate `tell` tells to `waiter`, a bad one's as well.
+
+        Where there is room this never waits: the flusher commits, also by size.
+        """
         if len(self._entries) >= self._room:
             self._make_room()
         self._need_flusher()
@@ -387,14 +394,16 @@ class WriteBuffer(Outbox):
             if self._flusher is not None:
                 self._flusher.bell.ring()
 
-    def _append(self, entry: tuple[object, ...]) -> None:
+    def _append(self, entry: tuple[object, ...]) -> bool:
+        """Append one judged entry; whether that may have filled the buffer."""
         entries = self._entries
         if len(entries) < self._room:
             entries += entry
             if self._is_unwatched:
                 self._watch()
-        else:
-            self._take(list(entry), 1)
+            return False
+        self._take(list(entry), 1)
+        return True
 
     def _make_room(self) -> None:
         """Raise what stands against a write; at `pending_max`, have room made."""
@@ -460,7 +469,7 @@ class WriteBuffer(Outbox):
         return not self._background or (self._flusher is not None and self._flusher.is_current)
 
     def _take(self, entries: list[object], points: int) -> None:
-        """Append judged entries, all in one step; have them committed if that fills the buffer."""
+        """Append judged entries, all in one step."""
         with self._state_lock:
             self._check_state_locked()
             extra = self._extra + points - len(entries) // ENTRY
@@ -473,6 +482,9 @@ class WriteBuffer(Outbox):
             self._room = room
         if self._is_unwatched:
             self._watch()
+
+    def _commit_taken(self, points: int) -> None:
+        """Have a full buffer committed, after a call whose points were taken."""
         try:
             self._commit_by_size(points)
         except Exception as error:  # noqa: BLE001  # ours are taken: the next write raises it
@@ -648,10 +660,9 @@ class WriteBuffer(Outbox):
                 self._have_flushed(patience, closing=True)
         except Exception as error:  # noqa: BLE001  # raised below
             failure = error
-        with self._state_lock:
-            count = self._pending_locked() + self._rejected_points_locked()
-            if failure is None and self._rejected:
-                failure = self._rejected[0][1]
+        count = self._end_commits(patience)
+        if failure is None and self._rejected:
+            failure = self._rejected[0][1]
         if count:
             tell_unsaved(
                 awaited_in(self._entries[:]), "this point was pending when its buffer closed"
@@ -672,6 +683,20 @@ class WriteBuffer(Outbox):
     def _disown(self) -> None:
         self._requests.clear()
         super()._disown()
+
+    def _end_commits(self, patience: Patience) -> int:
+        """Let nobody commit any more; gives the number of points that are left."""
+        try:
+            has_turn = self._begin_commit(patience, even_closed=True)
+        except WaitError:
+            has_turn = False  # the commit that hangs is the last; what it does is not known
+        try:
+            with self._state_lock:
+                self._state = State.CLOSED
+                return self._pending_locked() + self._rejected_points_locked()
+        finally:
+            if has_turn:
+                self._end_commit()
 
     def _flush_at_exit(self) -> None:
         """Store what is pending when the interpreter exits, or say how much was not."""

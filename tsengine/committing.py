@@ -18,7 +18,12 @@ import numpy as np
 
 from tsengine.arrivals import Departure, Outcome, Tell
 from tsengine.engine import WriteBufferHandler
-from tsengine.errors import InvalidDataError, LifecycleError, ValueOverflowError
+from tsengine.errors import (
+    InvalidDataError,
+    LifecycleError,
+    RejectedPointsError,
+    ValueOverflowError,
+)
 from tsengine.metrics import CommitMetrics
 from tsengine.model import DataPoint, Int64Array, ProducerMark, WriteReceipt
 from tsengine.retry import BatchSize, ErrorClass, RetryPolicy
@@ -200,7 +205,17 @@ class Delivery:
         positions = self.departure.positions
         outcomes: dict[int, Outcome] = {}
         for rows, error in self.progress.rejected:
-            outcomes |= dict.fromkeys(positions[rows].tolist(), error)
+            if isinstance(error, InvalidDataError):
+                outcomes |= dict.fromkeys(positions[rows].tolist(), error)
+                continue
+            # By its type it could be taken for a failure that leaves the point pending.
+            for row in rows.tolist():
+                points = self.departure.points_of(np.array([row]))
+                told = RejectedPointsError(
+                    f"{points[0]!r} cannot be stored: {error}", rejections=[(points, error)]
+                )
+                told.__cause__ = error
+                outcomes[int(positions[row])] = told
         for rows, receipt in self.progress.receipts:
             if receipt.indices:
                 # Which of several reasons it was for one point, no receipt says.

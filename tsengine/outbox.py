@@ -475,8 +475,11 @@ class Outbox:
             raise error
 
     def _keep(self, error: BaseException) -> None:
-        """Keep an error for whichever write comes next, unless all who lost by it were told."""
-        if error is self._told:
+        """Keep an error for whichever write comes next, unless all who lost by it were told.
+
+        Of a full buffer it is kept in any case: who waits for room hears why there is none.
+        """
+        if error is self._told and self._pending_locked() < self._pending_max:
             return
         # Without a lock, which may need memory that is not there: room that is given by another
         # thread meanwhile, or taken once too often, does no harm.
