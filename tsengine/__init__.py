@@ -13,6 +13,7 @@ The public names are those of `__all__`, and those of `tsengine.testing`.
 
 from tsengine import errors
 from tsengine.buffer import WriteBuffer
+from tsengine.buffered import BufferedEngine
 from tsengine.duplicates import DuplicatePolicy
 from tsengine.engine import (
     Capability,
@@ -82,6 +83,7 @@ __all__ = [
     "BatchShapeError",
     "BatchTooLargeError",
     "BufferFullError",
+    "BufferedEngine",
     "CancelledError",
     "Capability",
     "CompactReport",
