@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import rule
 
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffered import BufferedEngine
 from tsengine.engine import Engine
-from tsengine.testing import EngineMachine, state_machine
+from tsengine.errors import RejectedPointsError, ValueOverflowError
+from tsengine.testing import EngineMachine, assert_same, state_machine
 from tsengine.testing.agreement import EngineFactory
 from tsengine.testing.operations import Write, write_to_model
+from tsengine.testing.strategies import Point
 
 pytestmark = pytest.mark.timeout(600)  # a failure is shrunk for up to five minutes
 
@@ -56,11 +59,36 @@ class BufferedMachine(EngineMachine):
     @property
     def opened(self) -> Engine:
         """The engine, about to be asked: the model takes in what it is going to flush."""
-        taken = write_to_model(self.model, Write(tuple(self.pending)))
-        if isinstance(taken, tuple):  # the model has taken nothing, and the engine would raise
-            self._flush()
+        if isinstance(write_to_model(self.model, Write(tuple(self.pending))), tuple):
+            self._flush()  # the model has taken nothing, and the engine would raise
         self.pending = []
         return super().opened
+
+    def _flush(self) -> None:
+        """Flush: bad points are named and the others stored."""
+        pending, self.pending = self.pending, []
+        points, rejected = pending, list[Point]()
+        while isinstance(outcome := write_to_model(self.model, Write(tuple(points))), tuple):
+            error, indices = outcome
+            if error is ValueOverflowError:  # which of the points is one too many, none can say
+                taken = self.buffer.take_pending()
+                assert [point[:2] for point in taken] == [point[:2] for point in pending]
+                return
+            rejected += [points[index] for index in indices]
+            points = [point for index, point in enumerate(points) if index not in indices]
+        if not rejected:
+            assert self.buffer.flush() == outcome
+            return
+        with pytest.raises(RejectedPointsError) as caught:
+            self.buffer.flush()
+        assert [point[:2] for point in caught.value.points] == [point[:2] for point in rejected]
+        assert self.buffer.pending == 0
+
+    @rule(data=st.data(), many=st.booleans())
+    def write_to_buffer_and_read(self, data: st.DataObject, many: bool) -> None:
+        """Write to the buffer and ask at once, which other rules do only now and then."""
+        self.write_to_buffer(data, many)
+        assert_same(self.opened, self.model)
 
 
 def make_buffered(make: EngineFactory) -> EngineFactory:
