@@ -23,12 +23,13 @@ from tsengine.errors import (
     RejectedPointsError,
     StorageError,
     StoreInUseError,
+    TimestampError,
     UnknownOptionError,
     UnsavedPointsError,
 )
 from tsengine.model import DataPoint, GroupedBatch, Labels, ProducerMark, ValueKind, WriteReceipt
 from tsengine.result import QueryResult
-from tsengine.retry import RetryPolicy
+from tsengine.retry import ErrorClass, RetryPolicy
 from tsengine.testing import Lockstep, Target, operations
 from tsengine.testing.compare import assert_rows, assert_same_answers, rows_of
 from tsengine.testing.conformance.isolation import together
@@ -312,6 +313,38 @@ def test_two_in_front_of_each_other() -> None:
     assert inner.buffer.pending == outer.buffer.pending == 0
 
 
+def test_a_store_of_floats_tells_so_while_none_other_is_pending(tmp_path: Path) -> None:
+    """A handler in front of LMDB says that any series may be of floats, but not over its buffer."""
+    with BufferedEngine(LmdbEngine(str(tmp_path / "store")), age_max=None) as engine:
+        assert engine.holds_only_floats
+        engine.buffer.write((A, 1, "text"))
+        assert not engine.holds_only_floats
+        engine.buffer.take_pending()
+        assert engine.holds_only_floats
+
+
+def test_points_are_judged_by_the_clock_behind() -> None:
+    """What may not lie ahead of the clock is judged by the clock of the engine behind."""
+    behind = MemoryEngine(clock_ns=lambda: 1_000, future_max="10ns")
+    with BufferedEngine(behind, age_max=None) as engine:
+        engine.write_to_buffer((A, 1_010, 1.0))
+        assert engine.validates_every_point
+        with pytest.raises(TimestampError):
+            engine.write_to_buffer((A, 1_011, 1.0))
+        engine.flush_buffer()
+
+
+def test_errors_are_classed_by_the_engine_behind() -> None:
+    """A backend that knows its errors better than their types do is asked about them."""
+
+    class Knowing(MemoryEngine):
+        def error_class(self, error: Exception) -> ErrorClass:
+            return ErrorClass.TOO_LARGE if isinstance(error, KeyError) else ErrorClass.FATAL
+
+    with BufferedEngine(Knowing()) as engine:
+        assert engine.error_class(KeyError()) is ErrorClass.TOO_LARGE
+
+
 # What fails.
 
 
@@ -392,7 +425,7 @@ def test_a_buffer_closed_by_hand_is_in_nobodys_way() -> None:
 # Life.
 
 
-def test_opening_opens_what_is_behind() -> None:
+def test_opening_opens_what_is_behind(tmp_path: Path) -> None:
     """A new engine is opened, an open one taken as it is, a closed one refused."""
     behind = MemoryEngine()
     engine = BufferedEngine(behind)
@@ -405,8 +438,13 @@ def test_opening_opens_what_is_behind() -> None:
     behind = MemoryEngine().open()
     behind.write([(A, 1, 1.0)])
     engine = BufferedEngine(behind)
-    with pytest.raises(NotOpenError):
-        engine.count()
+    for name, call in CALLS.items():
+        if name != "check":  # which a backend may offer before
+            with pytest.raises(NotOpenError):
+                call(engine, tmp_path)
+    for ask in (engine.high_water, engine.forget_producer):
+        with pytest.raises(NotOpenError):
+            ask("producer")
     with engine:
         assert engine.count() == 1
     with pytest.raises(NotOpenError):

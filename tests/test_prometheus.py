@@ -272,6 +272,20 @@ def test_what_was_counted_outlives_its_buffer(engine: MemoryEngine) -> None:
     assert sum(len(group.held) for group in collector._groups.values()) == 0
 
 
+def test_buffers_that_nobody_scrapes_take_no_room(engine: MemoryEngine) -> None:
+    """Buffers that come and go between two scrapes leave their counts alone."""
+    collector = BufferCollector()
+    for turn in range(1, 50):
+        with WriteBuffer(engine, age_max=None) as buffer:
+            collector.add(buffer)
+            buffer.write((A, turn, 1.0))
+        del buffer
+        gc.collect()
+    assert sum(len(group.held) for group in collector._groups.values()) <= 1
+    found = scraped(collector)
+    assert found["tsengine_buffer_points_total", frozenset({("producer", "")})] == 49
+
+
 def test_a_closed_buffer_stays_counted(engine: MemoryEngine) -> None:
     """Closing a buffer that somebody holds changes nothing of what is shown."""
     buffer = WriteBuffer(engine, producer="p")
