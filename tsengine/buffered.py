@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypedDict, Unpack
 
-from tsengine.buffer import OnReject, WriteBuffer
+from tsengine.buffer import WriteBuffer
 from tsengine.engine import CompactReport, Engine, EngineStats
 from tsengine.errors import NotOpenError, UnsavedPointsError
 from tsengine.model import (
@@ -23,6 +23,7 @@ from tsengine.model import (
     ValueKind,
     WriteReceipt,
 )
+from tsengine.outbox import OnReject
 from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, RetryPolicy
 from tsengine.selectors import Selector, SelectorLike
@@ -78,7 +79,7 @@ class BufferedEngine(Engine):
     def __init__(self, engine: Engine, **options: Unpack[BufferOptions]) -> None:
         super().__init__(engine.location, clock_ns=engine._clock_ns)
         self.engine = engine
-        self.capabilities = engine.capabilities  # type: ignore[misc]  # that of a class, but here
+        self.capabilities = engine.capabilities  # type: ignore[misc]  # of a class elsewhere
         self.marks_producers = engine.marks_producers
         self.read_only = engine.read_only
         self.backend_options = engine.backend_options

@@ -66,7 +66,7 @@ class BufferCollector:
 
     Raises:
         MissingDependencyError: prometheus_client is not installed.
-        UnknownOptionError: a label has a name that is used here.
+        UnknownOptionError: a label has a name that is used here, or is none.
 
     Thread-safety: any number of threads.
     """
@@ -79,9 +79,12 @@ class BufferCollector:
                 "BufferCollector needs prometheus_client: pip install 'tsengine[metrics]'"
             ) from error
         self._labels = dict(labels or {})
-        for name in _RESERVED:
-            if name in self._labels:
-                raise UnknownOptionError(f"{name!r} is a label of these metrics; choose another")
+        for name in self._labels:
+            if name in _RESERVED or not (name.isascii() and name.isidentifier()):
+                raise UnknownOptionError(
+                    f"no label can be called {name!r}: ASCII letters, digits and underscores make "
+                    f"one, and {', '.join(_RESERVED)} are those of these metrics"
+                )
         self._begin()
         for buffer in buffers:
             self.add(buffer)
