@@ -523,6 +523,45 @@ def test_close_says_all_it_could_not_save() -> None:
     engine.close()
 
 
+def test_close_while_it_opens_closes_all() -> None:
+    """A close() in another thread that comes while open() is under way leaves no buffer open."""
+    opening, closing = threading.Event(), threading.Event()
+
+    class Slow(MemoryEngine):
+        def _open(self) -> None:
+            opening.set()
+            assert closing.wait(60)
+
+    class Telling:
+        """The lock of open() and close(), which tells when close() is about to wait for it."""
+
+        lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            if opening.is_set():
+                closing.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    engine = BufferedEngine(Slow())
+    engine._lifecycle_lock = Telling()  # type: ignore[assignment]  # as far as it is used
+
+    def open_it() -> None:
+        engine.open()
+
+    def close_it() -> None:
+        assert opening.wait(60)
+        engine.close()
+
+    together(open_it, close_it)
+    with pytest.raises(NotOpenError):
+        engine.buffer.flush()
+    with pytest.raises(NotOpenError):
+        engine.engine.count()
+
+
 def test_close_says_what_was_pending() -> None:
     """With points pending alone, the error is that of the buffer, with its cause."""
     engine, behind = fragile()

@@ -122,7 +122,7 @@ class BufferedEngine(Engine):
             raise
 
     def _close(self) -> None:
-        pass  # `close` does it, as each part may have something to tell
+        self.buffer.close()  # once more: it may have been opened while `close` began
 
     def close(self) -> None:
         """Close the buffer, which commits what is pending, then the engine; for good.
