@@ -13,11 +13,9 @@ from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffered import BufferedEngine
 from tsengine.engine import Engine
-from tsengine.errors import RejectedPointsError, ValueOverflowError
 from tsengine.testing import EngineMachine, assert_same, state_machine
 from tsengine.testing.agreement import EngineFactory
 from tsengine.testing.operations import Write, write_to_model
-from tsengine.testing.strategies import Point
 
 pytestmark = pytest.mark.timeout(600)  # a failure is shrunk for up to five minutes
 
@@ -63,26 +61,6 @@ class BufferedMachine(EngineMachine):
             self._flush()  # the model has taken nothing, and the engine would raise
         self.pending = []
         return super().opened
-
-    def _flush(self) -> None:
-        """Flush: bad points are named and the others stored."""
-        pending, self.pending = self.pending, []
-        points, rejected = pending, list[Point]()
-        while isinstance(outcome := write_to_model(self.model, Write(tuple(points))), tuple):
-            error, indices = outcome
-            if error is ValueOverflowError:  # which of the points is one too many, none can say
-                taken = self.buffer.take_pending()
-                assert [point[:2] for point in taken] == [point[:2] for point in pending]
-                return
-            rejected += [points[index] for index in indices]
-            points = [point for index, point in enumerate(points) if index not in indices]
-        if not rejected:
-            assert self.buffer.flush() == outcome
-            return
-        with pytest.raises(RejectedPointsError) as caught:
-            self.buffer.flush()
-        assert [point[:2] for point in caught.value.points] == [point[:2] for point in rejected]
-        assert self.buffer.pending == 0
 
     @rule(data=st.data(), many=st.booleans())
     def write_to_buffer_and_read(self, data: st.DataObject, many: bool) -> None:

@@ -325,13 +325,17 @@ class Committer:
             receipt = self._hand_over(delivery.departure, rows, mark)
         finally:
             self.metrics.latency.observe(max(self._clock() - started, 0.0))
-        delivery.stored(receipt)
+        self._count(delivery, receipt)
         self.size.grow(len(rows))
+
+    def _count(self, delivery: Delivery, receipt: WriteReceipt) -> None:
+        size = len(delivery.progress.todo[-1])
+        delivery.stored(receipt)
         metrics = self.metrics
         metrics.batches += 1
         metrics.points += receipt.submitted
         metrics.refused += receipt.refused
-        metrics.sizes.observe(len(rows))
+        metrics.sizes.observe(size)
 
     def _hand_over(
         self, departure: Departure, rows: Int64Array, mark: ProducerMark | None
@@ -386,8 +390,7 @@ class Committer:
             else:
                 if is_stored:
                     self._log(logging.WARNING, "a commit that failed had been stored", error, size)
-                    delivery.stored(WriteReceipt(size, size))
-                    self.metrics.points += size
+                    self._count(delivery, WriteReceipt(size, size))
                     return False
         if verdict is ErrorClass.TOO_LARGE:
             if size > self.size.shrink(size):
@@ -411,7 +414,7 @@ class Committer:
         delivery.divide(error, by_arrival=self._by_arrival)
         rejected = sum(len(rows) for rows, _ in delivery.progress.rejected[before:])
         self.metrics.rejected += rejected
-        self.metrics.splits += bool(delivery.progress.todo)
+        self.metrics.splits += rejected < size
         if rejected:
             self._log(logging.WARNING, "points were rejected", error, rejected)
         return False

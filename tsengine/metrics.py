@@ -1,11 +1,13 @@
 """Metrics: what a buffer or a copy counts, as plain attributes that anybody may read.
 
-Numbers only grow, but for gauges. They are written by whoever commits, one at a time, and
-read without a lock: each is right, two of them may be of different moments.
+Numbers only grow. Those of commits are written by whoever commits, one at a time, those of
+waits under the lock of their buffer; they are read without a lock: each is right, two of them
+may be of different moments.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +17,9 @@ LATENCY_BOUNDS: Final = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
 """Seconds: from a commit of one point to a disk that hangs."""
+
+CAUSES: Final = ("size", "age", "submit", "flush", "close")
+"""What makes a batch due: enough points, an old one, one that is waited for, or a call."""
 
 SIZE_BOUNDS: Final = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144)
 """Points of a commit."""
@@ -54,10 +59,15 @@ class Histogram:
         """Give the bound of the bucket that holds a quantile; infinity beyond the last.
 
         Args:
-            fraction: from 0 to 1, as 0.99 for the 99th percentile; 0 where nothing was
-                observed.
+            fraction: from 0 to 1, as 0.99 for the 99th percentile.
+
+        Returns:
+            0 where nothing was observed.
         """
-        wanted = fraction * self.count
+        if not self.count:
+            return 0.0
+        # By whole observations: 0.07 of 100 is the seventh, whatever floats make of it.
+        wanted = max(math.ceil(round(fraction * self.count, 9)), 1)
         seen = 0
         for bound, count in zip(self.bounds, self.counts[:-1], strict=True):
             seen += count
@@ -78,7 +88,7 @@ class CommitMetrics:
         refused: points of these that a cap or the retention kept out.
         batches: commits that succeeded, the pieces of divided ones each.
         failures: attempts that failed, of any class.
-        retries: attempts of a piece after its first.
+        retries: attempts of a piece after its first, in one go.
         splits: pieces divided, for being too large or holding a bad point.
         rejected: points that cannot be stored.
         sizes: points of each commit.
@@ -101,14 +111,13 @@ class BufferMetrics(CommitMetrics):
     """What a buffer counts beyond its commits.
 
     Attributes:
-        flushes: batches taken up, by what made them due: `"size"`, `"age"`, `"submit"`,
-            `"flush"`, `"close"`.
-        waits: writes that waited for room.
+        flushes: batches taken up, by what made them due, each of `CAUSES`.
+        waits: waits of writes for room; of one write there may be several.
         wait_seconds: how long they did, together.
         full: writes refused with `BufferFullError`.
     """
 
-    flushes: dict[str, int] = field(default_factory=dict)
+    flushes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0))
     waits: int = 0
     wait_seconds: float = 0.0
     full: int = 0

@@ -331,7 +331,7 @@ class Outbox:
                     return None
                 takes_all = ENTRY * departure.entries == len(self._entries)
                 self._departing = delivery = Delivery(departure, self._mark_of, size)
-                self.metrics.flushes[cause] = self.metrics.flushes.get(cause, 0) + 1
+                self.metrics.flushes[cause] += 1
             self._committer.deliver(delivery)
             self._account(delivery)
         except BaseException as error:

@@ -38,9 +38,6 @@ COUNTERS: Final[Mapping[str, str]] = {
 }
 """Attributes of `BufferMetrics` that are numbers, and what Prometheus shows about them."""
 
-CAUSES: Final = ("size", "age", "submit", "flush", "close")
-"""What makes a batch due. All are shown from the start: a rate needs a 0 to begin with."""
-
 _RESERVED: Final = ("producer", "cause", "le")
 
 
@@ -160,7 +157,7 @@ class BufferCollector:
         )
         for producer, metrics, points in shown:
             values = [*known, producer]
-            for cause, count in {**dict.fromkeys(CAUSES, 0), **metrics.flushes}.items():
+            for cause, count in metrics.flushes.items():
                 flushes.add_metric([*values, cause], count)
             pending.add_metric(values, points)
             seconds.add_metric(values, _buckets(metrics.latency), metrics.latency.total)
