@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.comparison import Line, say, table
+from benchmarks.figures_buffering import figure_9, figure_10
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
@@ -34,6 +35,8 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     6: figure_6,
     7: figure_7,
     8: figure_8,
+    9: figure_9,
+    10: figure_10,
 }
 
 
