@@ -456,6 +456,34 @@ def test_two_threads_close_at_once(recorder: Recorder, background: bool) -> None
     buffer.take_pending()
 
 
+def test_a_failure_that_a_bounded_flush_did_not_wait_for_is_kept(recorder: Recorder) -> None:
+    """Where whoever asked for a flush has left before it failed, the next write hears of it."""
+    gate = Gate(recorder)
+    buffer = WriteBuffer(recorder, age_max=None, retry=AT_ONCE)
+    buffer.write((A, 1, 0.0))
+    with pytest.raises(WaitTimeoutError):
+        buffer.flush(timeout=0.01)
+    recorder.after = failing(1)
+    gate.open.set()
+
+    def write_on() -> None:
+        for moment in range(10_000_000):
+            buffer.write((B, moment + 1, 0.0))
+
+    with pytest.raises(StorageError):
+        write_on()
+    buffer.close()
+    assert recorder.of(A) == points(1)
+
+
+def test_a_close_with_a_timeout_needs_no_thread_before(recorder: Recorder) -> None:
+    """A buffer without a thread can be closed with a timeout, which begins one and ends it."""
+    buffer = WriteBuffer(recorder, age_max=None)
+    buffer.write((A, 1, 0.0))
+    buffer.close(timeout=PATIENCE)
+    assert recorder.stored == points(1)
+
+
 def test_a_dropped_buffer_ends_its_thread(recorder: Recorder) -> None:
     """A buffer that nobody holds any more goes, and its thread with it."""
     buffer = WriteBuffer(recorder)

@@ -117,11 +117,14 @@ class WriteBuffer(Outbox):
     __slots__ = (
         "_age_max",
         "_background",
+        "_failed_in_row",
         "_full_timeout",
         "_is_wanted",
         "_judge",
         "_on_full",
         "_requests",
+        "_retry",
+        "_retry_at",
     )
 
     def __init__(
@@ -151,17 +154,20 @@ class WriteBuffer(Outbox):
         self._on_full = _option("on_full", choice("block", "raise"), on_full)
         self._full_timeout = _seconds_option("full_timeout", full_timeout)
         self._background = background
+        self._retry = RetryPolicy() if retry is None else retry
         super().__init__(
             handler,
             points_max=points_max,
             pending_max=pending_max,
             producer=producer,
-            retry=RetryPolicy() if retry is None else retry,
+            retry=self._retry,
             on_reject=on_reject,
             clock=clock,
         )
         self._judge = Judge(handler, self._entries)
         self._requests: list[_Request] = []  # of the flusher; guarded by _state_lock
+        self._failed_in_row = 0  # attempts of the flusher, which alone changes this and the next
+        self._retry_at = 0.0  # no commit by age before
         self._is_wanted = False  # a flag: the flusher has been woken for submitted points
         keeping.register(self, handler)
         if self._age_max is not None or background:
@@ -344,18 +350,18 @@ class WriteBuffer(Outbox):
                 raise WaitTimeoutError(f"another thread is still closing after {timeout} seconds")
         if not was_open:
             return
+        failure: Exception | None = None
         try:
-            self._close_flushing(patience, here=self._commits_here(timeout, cancel))
+            failure = self._flush_to_close(patience, here=self._commits_here(timeout, cancel))
         finally:
-            with self._state_lock:
-                self._state = State.CLOSED
-                self._notify_locked()
+            self._end_commits(patience)
             if self._flusher is not None:
                 self._flusher.bell.ring()  # it sees that it is done
                 is_cancelled = cancel is not None and cancel.is_set()
                 self._flusher.join(0.0 if is_cancelled else patience.left)
             # Not before: a successor of that name goes on from our last number.
             keeping.release_producer(self, self._handler)
+        self._settle_close(failure)
 
     def __enter__(self) -> Self:
         return self
@@ -524,12 +530,13 @@ class WriteBuffer(Outbox):
 
     # The flusher.
 
-    def _need_flusher(self) -> Flusher:
+    def _need_flusher(self, *, closing: bool = False) -> Flusher:
         flusher = self._flusher
         if flusher is None:
             with self._state_lock:
                 if self._flusher is None:
-                    self._check_state_locked()
+                    if not closing:
+                        self._check_state_locked()
                     self._flusher = Flusher(self, f"tsengine-{self.producer[:24]}")
                 flusher = self._flusher
         return flusher
@@ -541,12 +548,15 @@ class WriteBuffer(Outbox):
             if not closing:
                 self._check_state_locked()
             self._requests.append(request)
-        self._need_flusher().bell.ring()
+        self._need_flusher(closing=closing).bell.ring()
         with self._state_lock:
-            self._wait_locked(
-                patience,
-                lambda: request.is_done or (self._state is State.CLOSED and not closing),
-            )
+            try:
+                self._wait_locked(
+                    patience,
+                    lambda: request.is_done or (self._state is State.CLOSED and not closing),
+                )
+            finally:
+                request.is_left = True
             pending = self._pending_locked()
         if not request.is_done:
             if self._state is State.CLOSED and not closing:
@@ -567,6 +577,7 @@ class WriteBuffer(Outbox):
         closing = any(request.closing for request in requests)
         receipt = NOTHING
         failure: BaseException | None = None
+        cause = ""
         try:
             if state is State.OPEN or requests:
                 cause = "close" if closing else "flush" if requests else "submit" if wanted else ""
@@ -580,12 +591,21 @@ class WriteBuffer(Outbox):
                     self._commit_full()
         except BaseException as error:  # noqa: BLE001  # told to whoever asked, or kept
             failure = error
-        if failure is not None and not requests:
-            self._keep(failure)
-            self._complain(failure)
         with self._state_lock:
+            is_heard = any(not request.is_left for request in requests)
             for request in requests:
                 request.receipt, request.error, request.is_done = receipt, failure, True
+        if failure is not None:
+            # Where points are old all the time, a store that is gone is not asked all the time.
+            self._first_at = self._clock()
+            self._failed_in_row += 1
+            self._retry_at = self._first_at + self._retry.pause(self._failed_in_row - 1)
+            if not is_heard:
+                self._keep(failure)
+                self._complain(failure)
+        elif cause:
+            self._failed_in_row, self._retry_at = 0, 0.0
+        with self._state_lock:
             self._notify_locked()
             if self._state in (State.CLOSED, State.FORKED):
                 raise StopIteration
@@ -623,7 +643,8 @@ class WriteBuffer(Outbox):
         age = self._clock() - self._first_at
         if age < 0:  # a clock that was set back
             self._first_at = self._clock()
-        return age >= self._age_max
+            self._retry_at = 0.0
+        return age >= self._age_max and self._clock() >= self._retry_at
 
     def _seconds_to_look(self) -> float | None:
         if self._requests or self._is_wanted:
@@ -632,8 +653,9 @@ class WriteBuffer(Outbox):
             self._rest()
         if self._age_max is None or self._is_unwatched:
             return None
-        left = self._first_at + self._age_max - self._clock()
-        return min(max(left, 0.0), self._age_max)
+        due = max(self._first_at + self._age_max, self._retry_at)
+        longest = max(self._age_max, self._retry_at - self._first_at)
+        return min(max(due - self._clock(), 0.0), longest)
 
     def _complain(self, error: BaseException) -> None:
         logger.error(
@@ -649,8 +671,8 @@ class WriteBuffer(Outbox):
 
     # Ending.
 
-    def _close_flushing(self, patience: Patience, *, here: bool) -> None:
-        failure: Exception | None = None
+    def _flush_to_close(self, patience: Patience, *, here: bool) -> Exception | None:
+        """Commit what is pending; gives what that failed with."""
         try:
             if here:
                 while self._pending_locked():
@@ -658,11 +680,28 @@ class WriteBuffer(Outbox):
                 self._hand_out()
             else:
                 self._have_flushed(patience, closing=True)
-        except Exception as error:  # noqa: BLE001  # raised below
-            failure = error
-        count = self._end_commits(patience)
-        if failure is None and self._rejected:
-            failure = self._rejected[0][1]
+        except Exception as error:  # noqa: BLE001  # the caller raises it
+            return error
+        return None
+
+    def _end_commits(self, patience: Patience) -> None:
+        """Let nobody commit any more, and end every wait."""
+        try:
+            has_turn = self._begin_commit(patience, even_closed=True)
+        except WaitError:
+            has_turn = False  # the commit that hangs is the last; what it does is not known
+        with self._state_lock:
+            self._state = State.CLOSED
+            self._notify_locked()
+        if has_turn:
+            self._end_commit()
+
+    def _settle_close(self, failure: Exception | None) -> None:
+        """Raise what is left when all is done that could be done, or forget the producer."""
+        with self._state_lock:
+            count = self._pending_locked() + self._rejected_points_locked()
+            if failure is None and self._rejected:
+                failure = self._rejected[0][1]
         if count:
             tell_unsaved(
                 awaited_in(self._entries[:]), "this point was pending when its buffer closed"
@@ -684,20 +723,6 @@ class WriteBuffer(Outbox):
         self._requests.clear()
         super()._disown()
 
-    def _end_commits(self, patience: Patience) -> int:
-        """Let nobody commit any more; gives the number of points that are left."""
-        try:
-            has_turn = self._begin_commit(patience, even_closed=True)
-        except WaitError:
-            has_turn = False  # the commit that hangs is the last; what it does is not known
-        try:
-            with self._state_lock:
-                self._state = State.CLOSED
-                return self._pending_locked() + self._rejected_points_locked()
-        finally:
-            if has_turn:
-                self._end_commit()
-
     def _flush_at_exit(self) -> None:
         """Store what is pending when the interpreter exits, or say how much was not."""
         failure: object = ""
@@ -717,11 +742,12 @@ class WriteBuffer(Outbox):
 class _Request:
     """Asks the flusher to commit all that is pending. Guarded by the buffer's _state_lock."""
 
-    __slots__ = ("closing", "error", "is_done", "receipt")
+    __slots__ = ("closing", "error", "is_done", "is_left", "receipt")
 
     def __init__(self, *, closing: bool) -> None:
         self.closing = closing
         self.is_done = False
+        self.is_left = False  # whoever asked waits no longer
         self.receipt = NOTHING
         self.error: BaseException | None = None
 

@@ -195,7 +195,7 @@ class Delivery:
             if position in left:
                 outcome = failure
             if outcome is not None and not awaited.is_told:
-                awaited.is_told = True
+                awaited.is_told = position in left
                 told.setdefault(awaited.tell, []).append((awaited.waiter, outcome))
         for tell, some in told.items():
             tell(some)

@@ -98,6 +98,7 @@ class Outbox:
         "_state",
         "_state_lock",
         "_told",
+        "_untold",
         "_waiting",
         "metrics",
         "producer",
@@ -128,11 +129,12 @@ class Outbox:
         self.producer = f"buffer-{os.urandom(16).hex()}" if producer is None else producer
         self._entries: list[object] = []
 
-        # The right to commit: guards the front of _entries, _departing, _sequence, _marked, _cause
-        # and _last_told. Never waited for but through _changed, so that a close ends the wait.
-        # _state_lock is taken inside of it.
+        # The right to commit: guards the front of _entries, _departing, _untold, _sequence,
+        # _marked, _cause and _last_told. Never waited for but through _changed, so that a close
+        # ends the wait. _state_lock is taken inside of it.
         self._commit_lock = threading.Lock()
         self._departing: Delivery | None = None  # whose commit is under way or has failed
+        self._untold: Delivery | None = None  # who waits for points of it is still to be told
         self._sequence: int | None = None  # of the last batch committed; None before the first
         self._marked = False  # whether the handler may hold a mark of ours
         self._cause = ""  # what made the present commit due
@@ -214,6 +216,12 @@ class Outbox:
         What just appended calls it: so it must not raise, and an interrupt between any two
         steps only has the next write call it again.
         """
+        with self._state_lock:
+            self._watch_locked()
+
+    def _watch_locked(self) -> None:
+        if not self._is_unwatched or not self._entries:
+            return
         try:
             keeping.keep(self)
             self._first_at = self._clock()
@@ -225,12 +233,13 @@ class Outbox:
 
     def _rest(self) -> None:
         """Have the next write watched, where nothing is pending."""
-        if not self._entries:
+        with self._state_lock:
+            if self._entries:
+                return
             if not self._rejected:
                 keeping.let_go(self)
             self._is_unwatched = True
-            if self._entries:  # somebody appended before, and saw that it was watched
-                self._watch()
+            self._watch_locked()  # for who appended before, and saw that it was watched
 
     def _begin_commit(self, patience: Patience | None = None, *, even_closed: bool = False) -> bool:
         """Get the right to commit; false where the buffer was closed instead.
@@ -312,6 +321,7 @@ class Outbox:
             where nothing is pending.
         """
         self._cause = cause
+        self._tell_untold()
         if self._sequence is None:
             self._sequence = self._last_sequence()
         with self._state_lock:
@@ -335,7 +345,6 @@ class Outbox:
             self._committer.deliver(delivery)
             self._account(delivery)
         except BaseException as error:
-            self._first_at = self._clock()  # that the next attempt has its time, too
             with self._state_lock:
                 pending = self._pending_locked()
                 self._limit = min(pending + self._points_max, self._pending_max)
@@ -346,10 +355,17 @@ class Outbox:
         if takes_all:
             self._first_at = departed_at
         receipt = delivery.receipt()
-        delivery.tell()
-        self._last_told = len(delivery.departure.awaited)
+        self._tell_untold()
         self._rest()
         return delivery.departure.points, receipt
+
+    def _tell_untold(self) -> None:
+        """Tell who waits for points of the last batch; again, where an interrupt came."""
+        delivery = self._untold
+        if delivery is not None:
+            delivery.tell()
+            self._last_told = len(delivery.departure.awaited)
+            self._untold = None
 
     def _account(self, delivery: Delivery) -> None:
         """Take a delivery, or what of it was settled since the last time, off what is pending."""
@@ -372,6 +388,7 @@ class Outbox:
             if elements:
                 del self._entries[:elements]
                 self._departing = None
+                self._untold = delivery
                 self._sequence = sequence
                 self._extra = extra
                 self._settled = settled
@@ -419,6 +436,7 @@ class Outbox:
             self._limit = self._points_max
             self._failure = None
             self._set_room_locked()
+        self._tell_untold()
         self._rest()
         tell_unsaved(waiting, "this point was taken back by take_pending()")
         return back
@@ -446,20 +464,25 @@ class Outbox:
     def _hand_out(self) -> None:
         """Give rejected points to whoever is there for them; the calling thread has no lock."""
         on_reject = self._on_reject
-        if on_reject is None:
+        if on_reject is None or not self._rejected:
             return
-        while self._rejected:
+        handing: list[Rejection] = []
+        try:
             with self._state_lock:
-                if not self._rejected:
-                    return
-                points, error = self._rejected.pop(0)
-            try:
+                handing, self._rejected = self._rejected, handing
+            while handing:
+                points, error = handing[0]
+                del handing[0]  # from here to the call nothing can come between
                 on_reject(points, error)
-            except BaseException as raised:
-                raised.add_note(f"raised by on_reject, which was given {len(points)} points")
-                raise
-        if not self._entries:
-            self._rest()
+        except BaseException as raised:
+            raised.add_note("raised by on_reject, or while it was to be called")
+            raise
+        finally:
+            if handing:
+                with self._state_lock:
+                    handing += self._rejected
+                    self._rejected = handing
+        self._rest()
 
     def _raise_rejected_locked(self) -> None:
         if self._rejected and self._on_reject is None:

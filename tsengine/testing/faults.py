@@ -154,7 +154,7 @@ class FaultyHandler(WriteBufferHandler):
         """As the handler does, or a fault."""
         self._do("write_to_buffer", lambda: self.handler.write_to_buffer(point))
         if self._minds_points:
-            self._points().append(DataPoint(*point))  # type: ignore[arg-type]  # the handler took it
+            self._points().append(DataPoint(*point))
 
     def write_batch_to_buffer(self, batch: GroupedBatch) -> None:
         """As the handler does, or a fault."""
