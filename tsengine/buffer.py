@@ -416,13 +416,7 @@ class WriteBuffer(Outbox):
         patience: Patience | None = None
         while True:
             with self._state_lock:
-                self._check_state_locked()
-                self._raise_rejected_locked()
-                failure, self._failure = self._failure, None
-                if failure is not None:
-                    self._set_room_locked()
-                    raise failure
-                if self._pending_locked() < self._pending_max:
+                if self._has_room_locked():
                     return
                 if not (self._may_commit and self._commit_lock.acquire(blocking=False)):
                     if patience is None:
@@ -434,6 +428,16 @@ class WriteBuffer(Outbox):
             finally:
                 self._end_commit()
             self._hand_out()
+
+    def _has_room_locked(self) -> bool:
+        """Raise what stands against a write; whether there is room for one."""
+        self._check_state_locked()
+        self._raise_rejected_locked()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._set_room_locked()
+            raise failure
+        return self._pending_locked() < self._pending_max
 
     def _wait_for_room_locked(self, patience: Patience) -> None:
         """Wait until there may be room.
