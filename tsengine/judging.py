@@ -142,6 +142,10 @@ class Judge:
         offenders.raise_any()
         return entries
 
+    def are_plain(self, points: list[PointLike]) -> bool:
+        """Whether all are floats of series known to hold floats, valid as they are given."""
+        return self._float_columns(points) is not None
+
     def judge_series(self, labels: Labels, timestamps: object, values: object) -> Columns:
         """Give columns of one series, copied.
 

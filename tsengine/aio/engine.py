@@ -90,7 +90,11 @@ class Engine:
             self.sync.close()
 
     async def __aenter__(self) -> Self:
-        await self._thread.change(self.sync.__enter__)
+        try:
+            await self._thread.change(self.sync.__enter__)
+        except asyncio.CancelledError:
+            await self.close()  # nobody else will
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -301,9 +305,7 @@ class open:  # noqa: N801  # used as the function of that name
 
     def __init__(self, url: str, *, timeout: float | None = 0.0, **options: object) -> None:
         self._cancel = threading.Event()
-        self._call = partial(
-            registry.open, url, timeout=timeout, cancel=self._cancel, **options
-        )
+        self._call = partial(registry.open, url, timeout=timeout, cancel=self._cancel, **options)
         self._engine: Engine | None = None
 
     def __await__(self) -> Generator[Any, Any, Engine]:

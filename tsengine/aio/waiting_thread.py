@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tsengine.errors import ForkedError, NotOpenError
+from tsengine.errors import CancelledError, ForkedError, NotOpenError
 
 logger = logging.getLogger("tsengine.aio")
 
@@ -62,9 +62,7 @@ class WaitingThread:
         """Await a call whose result nobody needs who is cancelled: it is not waited for then."""
         return await asyncio.wrap_future(self.submit(call))
 
-    async def change(
-        self, call: Callable[[], _T], cancel: threading.Event | None = None
-    ) -> _T:
+    async def change(self, call: Callable[[], _T], cancel: threading.Event | None = None) -> _T:
         """Await a call that changes something.
 
         Cancelled before the call has begun it is not made; afterwards it is waited for
@@ -93,10 +91,11 @@ class WaitingThread:
         Raises:
             Exception: what the call raised, to whoever ended it first.
         """
-        if self._pid != os.getpid():
+        if not self.is_own_process:
             return
         if self._ending is not None:
-            await asyncio.wait([self._ending])
+            if not self._ending.done():
+                await asyncio.wait([self._ending])
             return
         executor, self._executor = self._executor, None
         # In a thread of its own, which alone may wait for the end of the other.
@@ -108,13 +107,18 @@ class WaitingThread:
         finally:
             closer.shutdown()  # it has nothing left to do: this takes microseconds
 
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is no child of the process that made it."""
+        return self._pid == os.getpid()
+
     def check_process(self) -> None:
         """Raise ForkedError in a child of the process that made it."""
-        if self._pid != os.getpid():
+        if not self.is_own_process:
             raise ForkedError(f"this {self._what} was made before a fork; make a new one here")
 
 
-def _end(executor: ThreadPoolExecutor | None, call: Callable[[], object], at_once: bool) -> None:  # noqa: FBT001
+def _end(executor: ThreadPoolExecutor | None, call: Callable[[], object], at_once: bool) -> None:
     try:
         if executor is None or at_once:
             call()
@@ -148,7 +152,7 @@ async def finish(future: asyncio.Future[_T], give_up: Callable[[], bool] = lambd
     if cancelled is None:
         return future.result()
     failure = None if future.cancelled() else future.exception()
-    if failure is not None:
+    if failure is not None and not isinstance(failure, CancelledError):
         logger.error(
             "a call failed whose caller was cancelled: %s",
             failure,
