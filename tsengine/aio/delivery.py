@@ -130,7 +130,7 @@ class Call:
                 points, _ = self._rejected.setdefault(id(outcome), ([], outcome))
                 points.append(self.points[index])
             else:
-                self._finish(outcome)
+                self._finish(_copied(outcome))  # others have it, too
         if not self._left and not self._is_told:
             self._finish(self._outcome())
 

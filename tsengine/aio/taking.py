@@ -149,6 +149,7 @@ class Taker:
     async def _await_turn(self, turn: Turn) -> Receipt:
         """Wait until the points of a turn are taken; give what tells when they are durable."""
         if turn.entries is None:
+            self._is_plain = False
             self._unjudged[turn] = None
             self._asked[turn.series] = self._asked.get(turn.series, 0) + 1
             self._ask()
