@@ -653,7 +653,10 @@ def test_at_pending_max_writers_get_room_in_their_order() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [aio.BufferOptions(on_full="raise"), aio.BufferOptions(full_timeout=0.01)],
+    [
+        aio.BufferOptions(points_max=3, pending_max=5, on_full="raise"),
+        aio.BufferOptions(points_max=3, pending_max=5, full_timeout=0.01),
+    ],
     ids=["raise", "timeout"],
 )
 def test_without_room_a_write_raises_as_asked(options: aio.BufferOptions) -> None:
@@ -661,7 +664,7 @@ def test_without_room_a_write_raises_as_asked(options: aio.BufferOptions) -> Non
 
     async def main() -> None:
         with Gated() as engine:
-            async with aio.WriteBuffer(engine, points_max=3, pending_max=5, **options) as buffer:
+            async with aio.WriteBuffer(engine, **options) as buffer:
                 await buffer.write((A, 1, 1.0))
                 engine.gates["commit"] = gate = Gate()
                 tasks = [asyncio.create_task(buffer.write(p)) for p in points(8, A, 2)]

@@ -45,7 +45,7 @@ class Mailbox:
         self._is_wanted = False  # whether the loop has been woken; set before, cleared after
 
     def tell(self, told: list[tuple[object, Outcome]]) -> None:
-        """Have futures told, as `arrivals.Tell` says."""
+        """Have futures told, as `arrivals.Tell` says; with none, that points were settled."""
         self._told.extend(_each_its_own(told))
         if self._is_wanted and not self._loop.is_closed():
             return
@@ -133,6 +133,7 @@ class Call:
                 self._finish(_copied(outcome))  # others have it, too
         if not self._left and not self._is_told:
             self._finish(self._outcome())
+        self._mailbox.tell([])  # that there is room, whether or not the call has ended
 
     def _is_of_points(self, error: Exception) -> bool:
         """Whether an error says that points can never be stored, and not that a commit failed."""
