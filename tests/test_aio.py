@@ -699,7 +699,26 @@ def test_room_that_comes_after_failures_is_used() -> None:
                 failed = [t for t in told if isinstance(t, StorageError)]
                 assert failed
                 assert len(failed) + told.count(STORED) == 20
-            assert engine.count() == 21
+            # Who waited for room heard why there was none, and was not taken.
+            assert told.count(STORED) < engine.count() == buffer.committed.accepted
+
+    run(main)
+
+
+def test_who_waits_for_room_hears_why_there_is_none() -> None:
+    """A commit of a full buffer fails: one of those who wait gets its error, and no point taken."""
+
+    async def main() -> None:
+        with Gated() as engine:
+            faults = FaultyHandler(engine, Fault("flush_buffer", at=2))
+            options = aio.BufferOptions(points_max=2, pending_max=2, retry=AT_ONCE, age_max=None)
+            async with aio.WriteBuffer(faults, **options) as buffer:
+                await buffer.write((A, 1, 1.0))
+                taken = [await buffer.submit(point) for point in points(2, A, 2)]
+                assert isinstance(await fail(buffer.submit((A, 9, 1.0))), StorageError)
+                told = await asyncio.gather(*taken, return_exceptions=True)
+                assert all(isinstance(t, StorageError) for t in told)
+            assert engine.count() == 3
 
     run(main)
 

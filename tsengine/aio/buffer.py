@@ -21,11 +21,11 @@ from tsengine.aio.engine import Engine
 from tsengine.aio.taking import Taker
 from tsengine.aio.waiting_thread import WaitingThread
 from tsengine.arrivals import points_of
-from tsengine.buffer import OnReject
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import LifecycleError, UnsavedPointsError
 from tsengine.metrics import BufferMetrics
 from tsengine.model import DataPoint, Labels, PointLike, WriteReceipt
+from tsengine.outbox import OnReject
 from tsengine.retry import RetryPolicy
 
 
@@ -41,6 +41,24 @@ class BufferOptions(TypedDict, total=False):
     retry: RetryPolicy | None
     on_reject: OnReject | None
     clock: Callable[[], float]
+
+
+class _Core(core.WriteBuffer):
+    """The buffer behind, which tells when it keeps an error for those who wait for room."""
+
+    __slots__ = ("when_kept",)
+
+    when_kept: Callable[[], None]
+
+    def __init__(
+        self, handler: WriteBufferHandler, *, background: bool, **options: Unpack[BufferOptions]
+    ) -> None:
+        self.when_kept = lambda: None  # before its thread begins
+        super().__init__(handler, background=background, **options)
+
+    def _keep(self, error: BaseException) -> None:
+        super()._keep(error)
+        self.when_kept()
 
 
 class WriteBuffer:
@@ -75,7 +93,7 @@ class WriteBuffer:
         self, handler: WriteBufferHandler | Engine, **options: Unpack[BufferOptions]
     ) -> None:
         self._handler = handler.sync if isinstance(handler, Engine) else handler
-        self._core = core.WriteBuffer(self._handler, background=True, **options)
+        self._core = _Core(self._handler, background=True, **options)
         self._judge = self._core._judge
         self._thread = WaitingThread("tsengine-aio-buffer", "buffer")
         self._taker: Taker | None = None
@@ -97,7 +115,9 @@ class WriteBuffer:
             UnsavedPointsError: the buffer was closed and could not store it, or it was taken
                 back by `take_pending`.
             Exception: what its commit failed with. The point is still pending in the buffer,
-                which will try again: to write it once more may store it twice.
+                which will try again: to write it once more may store it twice. Or, while the
+                buffer is full, what keeps it full: such a point was not taken. `submit`, which
+                raises the second alone, tells them apart.
         """
         taker = self._taker
         if taker is None or taker.loop is not get_running_loop():
@@ -282,6 +302,7 @@ class WriteBuffer:
         self._thread.check_process()
         if taker is None or taker.loop.is_closed():
             self._taker = taker = Taker(self._core, self._handler, self._thread, loop)
+            self._core.when_kept = taker.look_again
         if taker.loop is not loop:
             raise LifecycleError(
                 "this buffer belongs to another event loop, which is not closed; a loop has a "

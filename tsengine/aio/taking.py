@@ -203,6 +203,10 @@ class Taker:
         else:
             del self._asked[turn.series]
 
+    def look_again(self) -> None:
+        """Have those who wait for room looked after again; any thread may call it."""
+        self._mailbox.tell([])
+
     def go_on(self) -> None:
         """Take the points whose turn it is, as far as there is room."""
         buffer, judged = self._core, self._judged
@@ -231,7 +235,9 @@ class Taker:
         entries = turn.entries
         assert entries is not None
         if entries:
-            self._core._take(entries, len(entries) // ENTRY)
+            count = len(entries) // ENTRY
+            self._core._take(entries, count)
+            self._core._commit_taken(count)  # by its own thread
             if not self._is_ringing:
                 self._ring_soon()
         else:
