@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.comparison import Line, say, table
+from benchmarks.figures_aio import figure_11
 from benchmarks.figures_buffering import figure_9, figure_10
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_upkeep import figure_7, figure_8
@@ -37,6 +38,7 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     8: figure_8,
     9: figure_9,
     10: figure_10,
+    11: figure_11,
 }
 
 
@@ -82,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 def _numbers(text: str) -> list[int]:
     numbers = sorted({int(part) for part in text.split(",")})
     if unknown := [number for number in numbers if number not in FIGURES]:
-        raise argparse.ArgumentTypeError(f"no figure {unknown[0]}; there are 1 to {len(FIGURES)}")
+        raise argparse.ArgumentTypeError(
+            f"no figure {unknown[0]}; there are {', '.join(map(str, FIGURES))}"
+        )
     return numbers
 
 
