@@ -759,7 +759,7 @@ def test_a_cancelled_close_loses_nothing() -> None:
     run(main)
 
 
-def test_close_says_what_it_could_not_save() -> None:
+def test_an_awaited_close_says_what_it_could_not_save() -> None:
     """UnsavedPointsError goes to the closer and to the writers; the points can be had back."""
 
     async def main() -> None:
@@ -937,7 +937,7 @@ def test_a_buffer_belongs_to_one_loop() -> None:
     asyncio.run(main())
 
 
-def test_a_forked_child_is_refused() -> None:
+def test_a_child_of_a_fork_is_refused_by_awaited_calls() -> None:
     """In a child of a fork engine and buffer raise ForkedError, and close does nothing."""
     script = """
 import asyncio, os, sys

@@ -25,12 +25,14 @@ from tsengine.engine import WriteBufferHandler
 from tsengine.errors import LifecycleError, UnsavedPointsError
 from tsengine.metrics import BufferMetrics
 from tsengine.model import DataPoint, Labels, PointLike, WriteReceipt
-from tsengine.outbox import OnReject
 from tsengine.retry import RetryPolicy
 
 
 class BufferOptions(TypedDict, total=False):
-    """The options of a `tsengine.WriteBuffer`, but for `background`: it always is."""
+    """The options of a `tsengine.WriteBuffer`.
+
+    But for `background`, which it always is, and `on_reject`: each point has its writer to tell.
+    """
 
     points_max: int
     age_max: float | None
@@ -39,7 +41,6 @@ class BufferOptions(TypedDict, total=False):
     full_timeout: float | None
     producer: str | None
     retry: RetryPolicy | None
-    on_reject: OnReject | None
     clock: Callable[[], float]
 
 
@@ -75,7 +76,7 @@ class WriteBuffer:
     Points are taken, judged and committed as by a `tsengine.WriteBuffer`, and with its options;
     what it says of a write holds of `submit`, which returns when the point is taken. At
     `pending_max` points a write awaits room, in the order of arrival; `on_full` and
-    `full_timeout` mean what they mean there. `on_reject` is called by the thread that commits.
+    `full_timeout` mean what they mean there.
 
     Args:
         handler: what to commit to: an engine, open; one of `tsengine.aio` as well.

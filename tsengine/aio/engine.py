@@ -323,11 +323,12 @@ class open:  # noqa: N801  # used as the function of that name
         thread = WaitingThread("tsengine-aio-open", "store")
         opened: list[SyncEngine] = []
         try:
-            await thread.change(lambda: opened.append(self._call()), self._cancel)
+            try:
+                await thread.change(lambda: opened.append(self._call()), self._cancel)
+            finally:
+                await thread.end(lambda: None)
         except asyncio.CancelledError:
             if opened:
-                await thread.end(opened[0].close)
+                await Engine(opened[0]).close()
             raise
-        finally:
-            await thread.end(lambda: None)
         return Engine(opened[0])

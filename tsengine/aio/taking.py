@@ -1,4 +1,4 @@
-"""Taking: how points of one event loop get into a buffer, without that the loop waits.
+"""Taking: how points of one event loop get into a buffer, without making the loop wait.
 
 What is plain is appended at once. A point about which the handler must be asked, and one that
 finds no room, waits its turn: first until it is judged, in the thread that may wait, then for
