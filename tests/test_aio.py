@@ -1294,19 +1294,13 @@ async def account(faults: list[Fault], writes: list[Any], points_max: int, on_fu
 
 
 def test_a_point_that_overtakes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test of order fails when points pass those of their series that are being judged."""
+    """The test of order fails when points that were judged pass others of their series."""
+    have_asked = taking.Taker._have_asked
 
-    class Forgetful(dict[object, int]):
-        def __contains__(self, key: object) -> bool:
-            return False
+    def out_of_order(self: taking.Taker, turns: list[taking.Turn]) -> None:
+        have_asked(self, turns[::-1])
 
-    begin = taking.Taker.__init__
-
-    def careless(self: taking.Taker, *arguments: Any) -> None:
-        begin(self, *arguments)
-        self._asked = Forgetful()
-
-    monkeypatch.setattr(taking.Taker, "__init__", careless)
+    monkeypatch.setattr(taking.Taker, "_have_asked", out_of_order)
     with pytest.raises(AssertionError):
         test_points_of_a_series_keep_their_order()
 
