@@ -643,6 +643,13 @@ class Engine(WriteBufferHandler):
 
     # For backends.
 
+    def shares_store(self, other: Engine) -> bool:
+        """Whether what one of the two writes is what the other reads.
+
+        A backend whose engines may share a store within a process overrides this.
+        """
+        return self is other
+
     def require(self, capability: Capability) -> None:
         """Raise UnsupportedError where the backend does not declare a capability."""
         if capability not in self.capabilities:

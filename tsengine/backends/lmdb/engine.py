@@ -393,6 +393,11 @@ class LmdbEngine(Engine):
         finally:
             release(shared, self._user)
 
+    def shares_store(self, other: Engine) -> bool:
+        if not isinstance(other, LmdbEngine):
+            return False
+        return os.path.realpath(self.location) == os.path.realpath(other.location)
+
     # Inside.
 
     def _resolve(self, transaction: lmdb.Transaction, selector: Selector) -> Int64Array:
