@@ -92,8 +92,10 @@ def _record_batches(
 
     values = record.column("value")
     timestamps = _timestamps(record.column("timestamp"))
-    is_columnar = timestamps is not None and not values.null_count and (
-        pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
+    is_columnar = (
+        timestamps is not None
+        and not values.null_count
+        and (pa.types.is_floating(values.type) or pa.types.is_integer(values.type))
     )
     rows = _ROWS if is_columnar else _ROWS_ONE_BY_ONE
     for start in range(0, record.num_rows, rows):
@@ -146,7 +148,8 @@ def _listed(column: pa.Array) -> list[object]:
         return list(column.to_pylist())
     factor = factors[column.type.unit]
     return [
-        None if moment is None else moment * factor for moment in column.view(pa.int64()).to_pylist()
+        None if moment is None else moment * factor
+        for moment in column.view(pa.int64()).to_pylist()
     ]
 
 
@@ -182,7 +185,9 @@ def _combine(
 
 def _labels(names: dict[str, str], texts: list[object]) -> object:
     """Make the labels of a series, or give what it has instead of any."""
-    given = {name: text for name, text in zip(names.values(), texts, strict=True) if text is not None}
+    given = {
+        name: text for name, text in zip(names.values(), texts, strict=True) if text is not None
+    }
     try:
         return Labels(given) or given  # type: ignore[arg-type]  # judged there
     except InvalidDataError:
@@ -198,7 +203,7 @@ def _grouped(
     """Group rows by series."""
     order, distinct, offsets = group_order(ranks)
     return GroupedBatch(
-        [labels[rank] for rank in distinct.tolist()],  # type: ignore[misc]  # all are Labels here
+        [labels[rank] for rank in distinct.tolist()],
         offsets,
         timestamps[order],
         values[order],  # type: ignore[arg-type]  # of any number's dtype; the target's judge casts

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Literal, TypeAlias, cast
+from typing import Final, Literal, NoReturn, TypeAlias, cast
 
 from tsengine.committing import Committer, Delivery
 from tsengine.engine import Engine, WriteBufferHandler
@@ -40,7 +40,7 @@ from tsengine.pipeline.reading import Reader, logger
 from tsengine.pipeline.sources import CopySource, source_of
 from tsengine.retry import RetryPolicy
 from tsengine.selectors import SelectorLike
-from tsengine.waiting import Patience
+from tsengine.waiting import PAUSE_SECONDS_MAX, Patience
 
 POINTS_MAX: Final = 1 << 19
 """Points of a commit: 8 MB of columns. LMDB packs so many at once, which costs half of writing
@@ -53,6 +53,7 @@ PROGRESS_INTERVAL: Final = 0.5
 
 OnReject: TypeAlias = Callable[[list[DataPoint], Exception], object]
 OnProgress: TypeAlias = Callable[[Progress], object]
+Rejected: TypeAlias = tuple[list[DataPoint], Exception]
 Side: TypeAlias = Literal["source", "target", "caller"]
 
 
@@ -65,7 +66,7 @@ def copy(
     *,
     producer: str | None = None,
     points_max: int = POINTS_MAX,
-    age_max: float = AGE_MAX,
+    age_max: float | None = AGE_MAX,
     points_total: int | None = None,
     on_reject: OnReject | None = None,
     progress: OnProgress | None = None,
@@ -100,11 +101,14 @@ def copy(
         producer: the name under which the copy is resumed, of no other copy or buffer.
         points_max: most points of one commit; of points given one by one, and of objects,
             65,536.
-        age_max: seconds after which what has arrived is committed although it is less.
+        age_max: seconds after which what has arrived is committed although it is less; None for
+            never.
         points_total: how many points there are, where the source does not know; for `progress`.
-        on_reject: is called with points that can never be stored and the error that says why.
-            A copy that is resumed may call it again for points behind the last one stored.
-            Without it the copy stops at them, when the other points of their commit are stored.
+        on_reject: is called with points that can never be stored and the error that says why,
+            once for each, before a point behind them is stored. A copy that is resumed may call
+            it again for points behind the last one stored. Without it the copy stops when the
+            other points of their commit are stored, and has them in its error, which a kill at
+            that moment keeps from being told.
         progress: is called after a commit, not more often than `progress_interval`, and in
             the end.
         progress_interval: seconds.
@@ -132,9 +136,8 @@ def copy(
         rows = positive_integer(points_max)
     except ValueError as error:
         raise UnknownOptionError(f"points_max={points_max!r}: {error}") from None
-    for name, seconds in (("age_max", age_max), ("progress_interval", progress_interval)):
-        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
-            raise UnknownOptionError(f"{name}={seconds!r} is no number of seconds from 0 on")
+    for seconds in (age_max, progress_interval, timeout):
+        Patience(seconds, None)  # judges it
     if isinstance(source, Engine) and isinstance(target, Engine) and source.shares_store(target):
         raise ConfigurationError(f"{source!r} and {target!r} are one store; nothing is to copy")
     read = source_of(source, selector, start, end)
@@ -190,7 +193,6 @@ class Copying:
                 raise UnsupportedError(
                     f"{target!r} keeps no producer marks, so that a copy into it cannot be resumed"
                 )
-        Patience(timeout, None)  # judges it
         self._target = target
         self._is_named = producer is not None
         self._producer = f"copy-{os.urandom(16).hex()}" if producer is None else producer
@@ -209,7 +211,8 @@ class Copying:
         self._is_marked = False  # whether the target may hold a mark of ours
         self._entries: list[object] = []
         self._parcel: Parcel  # on its way
-        self._positions: Int64Array  # of its rows
+        self._delivery: Delivery | None = None  # of it
+        self._rejected: list[Rejected] = []  # nobody was told of
         self._is_late = False  # whether a retry would come after the deadline
         self._committer = Committer(
             target,
@@ -222,7 +225,7 @@ class Copying:
             clock=clock,
         )
 
-    def run(self, feed: Feed, age_max: float) -> CopyReport:
+    def run(self, feed: Feed, age_max: float | None) -> CopyReport:
         """Store what a feed gives, until its end; raises as `copy` does."""
         try:
             if self._is_named:
@@ -248,11 +251,13 @@ class Copying:
         self._tell(is_done=True)
         return self._report()
 
-    def _take(self, feed: Feed, age_max: float) -> Parcel | None:
+    def _take(self, feed: Feed, age_max: float | None) -> Parcel | None:
         self._check_patience(None)
-        left = age_max
+        # Less than that, and a source that gives nothing would be asked without end.
+        left = None if age_max is None else max(age_max, PAUSE_SECONDS_MAX)
         if self._deadline is not None:
-            left = min(left, max(self._deadline - self._clock(), 0.0))
+            until = max(self._deadline - self._clock(), 0.0)
+            left = until if left is None else min(left, until)
         try:
             return feed.take(Patience(left, self._cancel))
         except CancelledError as error:
@@ -266,38 +271,52 @@ class Copying:
         if rest is None:
             return
         self._parcel = parcel = rest
-        failure: Exception | None = None
-        delivery: Delivery | None = None
-        settled = len(parcel)
         try:
-            departure, rejected = parcel.departure(judge, self._entries)
+            departure, judged = parcel.departure(judge, self._entries)
         except Exception as error:
             raise self._failed("target", error) from error
-        if departure is not None:
-            self._positions = departure.positions
-            delivery = Delivery(departure, self._mark, self._committer.size.points)
-            try:
-                self._committer.deliver(delivery)
-            except Exception as error:  # noqa: BLE001  # raised when what has landed is counted
-                failure = error
-                self._ask_what_landed(delivery)
-            left = delivery.left_positions()
-            if len(left):
-                settled = int(left[0])
-        rejections: list[tuple[list[DataPoint], Exception]] = [
-            ([_as_point(point)], error) for position, point, error in rejected if position < settled
-        ]
-        if delivery is not None:
-            rejections += _rejections(delivery, settled)
-            batches = delivery.departure.batches
+        failure: Exception | None = None
+        settled = len(parcel)
+        self._delivery = None
+        try:
+            self._reject([([_as_point(point)], error) for _, point, error in judged])
+            if departure is not None:
+                self._delivery = Delivery(departure, self._mark, self._committer.size.points)
+                self._committer.deliver(self._delivery)
+                self._reject_found()
+        except Exception as error:  # noqa: BLE001  # raised when what has landed is counted
+            failure = error
+            settled = self._landed_of_parcel()
+        if self._delivery is not None:
+            batches = self._delivery.departure.batches
             if settled < len(parcel):
-                batches = delivery.departure.part((self._positions < settled).nonzero()[0])
-            self._tally.add(delivery.receipt(), batches)
-        self._tally.rejected += sum(len(points) for points, _ in rejections)
+                rows = (self._delivery.departure.positions < settled).nonzero()[0]
+                batches = self._delivery.departure.part(rows)
+            self._tally.add(self._delivery.receipt(), batches)
         self._trail.advance(parcel, settled, is_known_again=self._is_named)
-        self._hand_out(rejections, failure)
-        if failure is None:
-            return
+        if failure is not None:
+            self._raise_failure(failure)
+        if self._rejected:
+            count = sum(len(points) for points, _ in self._rejected)
+            cause = RejectedPointsError(
+                f"{count} of the points cannot be stored, and are in this error: "
+                f"{self._rejected[0][1]}",
+                rejections=self._rejected,
+            )
+            cause.__cause__ = self._rejected[0][1]
+            raise self._failed("source", cause) from cause
+
+    def _landed_of_parcel(self) -> int:
+        """Tell how many points from the beginning of a parcel that failed are settled."""
+        if self._delivery is None:
+            return 0
+        self._ask_what_landed(self._delivery)
+        left = self._delivery.left_positions()
+        return int(left[0]) if len(left) else len(self._parcel)
+
+    def _raise_failure(self, failure: Exception) -> NoReturn:
+        if isinstance(failure, _CallbackError):
+            raise self._failed("caller", failure.raised) from failure.raised
         if self._cancel is not None and self._cancel.is_set():
             raise self._cancelled() from failure
         self._check_patience(failure)
@@ -325,10 +344,14 @@ class Copying:
 
     def _mark(self, rows: Int64Array, piece: int) -> ProducerMark | None:
         """Mark the points up to the last one of these, in the order of the source."""
+        self._reject_found()
         if not self._target.marks_producers:
             return None
         self._is_marked = True
-        count = int(self._positions[rows].max()) + 1
+        assert self._delivery is not None
+        count = len(rows)
+        if count < len(self._parcel):  # else it is the whole, as nearly always
+            count = int(self._delivery.departure.positions[rows].max()) + 1
         fingerprint = self._trail.fingerprint(self._parcel, count) if self._is_named else 0
         return ProducerMark(self._producer, self._trail.position + count, fingerprint)
 
@@ -347,28 +370,28 @@ class Copying:
             points = len(delivery.progress.todo[-1])
             delivery.stored(WriteReceipt(points, points))
 
-    def _hand_out(
-        self, rejections: list[tuple[list[DataPoint], Exception]], failure: Exception | None
-    ) -> None:
-        """Give rejected points to `on_reject`, or stop."""
-        if not rejections:
-            return
-        if self._on_reject is None:
-            count = sum(len(points) for points, _ in rejections)
-            cause = RejectedPointsError(
-                f"{count} points cannot be stored, and are in this error: {rejections[0][1]}",
-                rejections=rejections,
-            )
-            cause.__cause__ = rejections[0][1]
-            raise self._failed("source", cause, rejections) from cause
-        for place, (points, error) in enumerate(rejections):
+    def _reject_found(self) -> None:
+        """Have those points rejected that the target refused since the last time."""
+        delivery = self._delivery
+        assert delivery is not None
+        since, delivery.accounted = delivery.accounted, delivery.progress
+        self._reject(delivery.rejections(since))
+
+    def _reject(self, rejections: list[Rejected]) -> None:
+        """Give points that cannot be stored to `on_reject`, or keep them for an error.
+
+        It is done before a mark that counts them as settled is committed: a kill then has
+        nobody told of them twice at worst, and never not at all.
+        """
+        self._tally.rejected += sum(len(points) for points, _ in rejections)
+        self._rejected += rejections
+        while self._rejected and self._on_reject is not None:
+            points, error = self._rejected.pop(0)
             try:
                 self._on_reject(points, error)
             except Exception as raised:
                 raised.add_note(f"raised by on_reject, which was given {len(points)} points")
-                if failure is not None:
-                    raised.add_note(f"the copy was failing already: {failure!r}")
-                raise self._failed("caller", raised, rejections[place + 1 :]) from raised
+                raise _CallbackError(raised) from raised
 
     def _tell(self, *, is_done: bool = False) -> None:
         now = self._clock()
@@ -416,18 +439,13 @@ class Copying:
             f"the copy was cancelled; {self._landed()}", report=self._report(), side="caller"
         )
 
-    def _failed(
-        self,
-        side: Side,
-        error: BaseException,
-        rejections: list[tuple[list[DataPoint], Exception]] | None = None,
-    ) -> CopyError:
+    def _failed(self, side: Side, error: BaseException) -> CopyError:
         told = str(error) if isinstance(error, TsEngineError) else repr(error)
         return CopyError(
             f"the copy stopped at its {side}: {told}; {self._landed()}",
             report=self._report(),
             side=side,
-            rejections=rejections or (),
+            rejections=self._rejected,
         )
 
     def _landed(self) -> str:
@@ -441,15 +459,12 @@ class Copying:
         return self._tally.report(self._clock() - self._began)
 
 
-def _rejections(delivery: Delivery, settled: int) -> list[tuple[list[DataPoint], Exception]]:
-    """Give what was rejected of the first points; what comes later is seen again."""
-    departure = delivery.departure
-    rejections: list[tuple[list[DataPoint], Exception]] = []
-    for rows, error in delivery.progress.rejected:
-        rows = rows[departure.positions[rows] < settled]
-        if len(rows):
-            rejections.append((departure.points_of(rows), error))
-    return rejections
+class _CallbackError(Exception):
+    """Is raised where a callback of the caller did."""
+
+    def __init__(self, raised: Exception) -> None:
+        super().__init__(str(raised))
+        self.raised = raised
 
 
 def _as_point(given: object) -> DataPoint:

@@ -28,7 +28,7 @@ from tsengine.pipeline.sources import batches_of
 from tsengine.waiting import Patience
 
 POINTS_MAX: Final = 1 << 16
-"""Objects of a parcel at most, be they points or values: as in a buffer. 65,536 points take 10 MB."""
+"""Objects of a parcel at most, points or values, as in a buffer: 65,536 points are 10 MB."""
 
 BATCHES_MAX: Final = 1 << 14
 """Batches of a parcel at most: 16,384 of one row each take 7 MB before they are joined."""

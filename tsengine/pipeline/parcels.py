@@ -11,6 +11,7 @@ import operator
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, TypeAlias, cast
 
 import numpy as np
@@ -27,6 +28,9 @@ Rejection: TypeAlias = tuple[int, PointLike, InvalidDataError]
 _WRAP: Final = 1 << 64
 _FINGERPRINT_BITS: Final = 31
 """Fits a column of 32 bits with a sign, where a backend keeps marks in one."""
+
+_NUMBERS_MAX: Final = 1 << 19
+"""Longest column of positions that is kept: 4 MB."""
 
 
 @dataclass(slots=True)
@@ -85,10 +89,13 @@ class PointParcel:
     def last(self, count: int) -> tuple[str, int]:
         """Give series ID and timestamp of the last of the first points."""
         point = self.points[count - 1]
-        labels: object = point[0] if isinstance(point, tuple) and point else None
+        given: object = point
+        labels = given[0] if isinstance(given, tuple) and given else None
         return labels.id if type(labels) is Labels else "", _timestamp_of(point)
 
-    def departure(self, judge: Judge, entries: list[object]) -> tuple[Departure | None, list[Rejection]]:
+    def departure(
+        self, judge: Judge, entries: list[object]
+    ) -> tuple[Departure | None, list[Rejection]]:
         """Judge the points; give those that are valid as columns, and the others.
 
         Args:
@@ -163,18 +170,19 @@ class RowParcel:
         for batch in self.batches:
             if row < len(batch):
                 labels = batch.labels[int(batch.offsets.searchsorted(row, side="right")) - 1]
-                series_id = labels.id if type(labels) is Labels else ""
-                return series_id, int(batch.timestamps[row])
+                return labels.id, int(batch.timestamps[row])
             row -= len(batch)
         raise AssertionError("a parcel has no point so far behind")
 
-    def departure(self, judge: Judge, entries: list[object]) -> tuple[Departure | None, list[Rejection]]:
+    def departure(
+        self, judge: Judge, entries: list[object]
+    ) -> tuple[Departure | None, list[Rejection]]:
         """Give the columns; the target judges them itself."""
         del judge, entries
         return _RowDeparture(0, len(self), self.batches, self._positions()), []
 
     def _positions(self) -> Int64Array:
-        return np.arange(len(self)) if self.positions is None else self.positions
+        return _counted(len(self)) if self.positions is None else self.positions
 
 
 Parcel: TypeAlias = PointParcel | RowParcel
@@ -193,11 +201,8 @@ def gather(items: Sequence[GroupedBatch | SeriesBatch]) -> list[RowParcel]:
     """Join batches, in the order of their source, to as few parcels as can be.
 
     Args:
-        items: of the right shape, none empty. Arrays of the only one are referred to, others copied.
+        items: of the right shape, none empty. The arrays of a single one are referred to.
     """
-    if len(items) == 1:
-        parcel = _join(items)
-        return [parcel]
     forms = [_form(item) for item in items]
     if len(set(forms)) == 1:
         return [_join(items)]
@@ -215,9 +220,7 @@ def gather(items: Sequence[GroupedBatch | SeriesBatch]) -> list[RowParcel]:
     return [*parcels, _join_forms(current)]
 
 
-def rows_of(
-    batch: GroupedBatch | SeriesBatch, start: int, end: int
-) -> GroupedBatch | SeriesBatch:
+def rows_of(batch: GroupedBatch | SeriesBatch, start: int, end: int) -> GroupedBatch | SeriesBatch:
     """Give some rows of a batch, as views."""
     if start == 0 and end == len(batch):
         return batch
@@ -238,6 +241,20 @@ def copied(batch: GroupedBatch | SeriesBatch) -> GroupedBatch | SeriesBatch:
     return GroupedBatch(
         list(batch.labels), batch.offsets.copy(), batch.timestamps.copy(), batch.values.copy()
     )
+
+
+def _counted(count: int) -> Int64Array:
+    """Give 0, 1, 2, …: mostly the same again, and to touch new pages would cost more than it."""
+    if count > _NUMBERS_MAX:
+        return np.arange(count)
+    return _numbers(1 << (count - 1).bit_length())[:count]
+
+
+@lru_cache(maxsize=2)
+def _numbers(count: int) -> Int64Array:
+    numbers = np.arange(count)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _form(item: GroupedBatch | SeriesBatch) -> str:
@@ -287,14 +304,17 @@ def _join(items: Sequence[GroupedBatch | SeriesBatch]) -> RowParcel:
     else:
         timestamps = np.concatenate([item.timestamps for item in items])
         values = np.concatenate([item.values for item in items])
+    if 0 in sizes:
+        filled = [place for place, size in enumerate(sizes) if size]
+        names, sizes = [names[place] for place in filled], [sizes[place] for place in filled]
     if len(set(names)) == len(names):
         offsets = np.zeros(len(names) + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
         return RowParcel([GroupedBatch(names, offsets, timestamps, values)])
     ranks: dict[Labels, int] = {}
-    for labels in names:
-        ranks.setdefault(labels, len(ranks))
-    of_rows = np.repeat(np.array([ranks[labels] for labels in names], np.int64), sizes)
+    for name in names:
+        ranks.setdefault(name, len(ranks))
+    of_rows = np.repeat(np.array([ranks[name] for name in names], np.int64), sizes)
     order, distinct, offsets = group_order(of_rows)
     all_names = list(ranks)
     names = [all_names[rank] for rank in distinct.tolist()]

@@ -32,7 +32,7 @@ from tsengine.staging import check_shape
 
 @runtime_checkable
 class ArrowTable(Protocol):
-    """What offers its columns as Arrow does: a pyarrow.Table, a polars or pandas frame, …"""
+    """What offers its columns as Arrow does: tables of pyarrow, frames of polars and pandas."""
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Give the columns as a stream of record batches."""
@@ -57,7 +57,7 @@ class Source:
         points_total: how many points it has, at most; None where it does not know.
     """
 
-    items: Iterable[Item] | AsyncIterable[Item]
+    items: Iterable[object] | AsyncIterable[object]
     is_sorted: bool = False
     is_own: bool = False
     points_total: int | None = None
@@ -139,7 +139,7 @@ def batches_of(item: object) -> Iterator[GroupedBatch | SeriesBatch | list[Point
             )
         if not len(timestamps):
             return
-        if type(item.labels) is Labels and _is_column(item.values):
+        if _are_labels([item.labels]) and _is_column(item.values):
             yield SeriesBatch(item.labels, timestamps, item.values)
             return
         # Masked values, lists, no labels: each point is judged for itself.
@@ -153,13 +153,17 @@ def batches_of(item: object) -> Iterator[GroupedBatch | SeriesBatch | list[Point
         check_shape(item)
         if not len(item):
             return
-        if set(map(type, item.labels)) <= {Labels} and _is_column(item.values):
+        if _are_labels(item.labels) and _is_column(item.values):
             yield item
             return
         for series in item.groups():
             yield from batches_of(series)
     else:
         yield from table_batches(item)
+
+
+def _are_labels(labels: Iterable[object]) -> bool:
+    return set(map(type, labels)) <= {Labels}
 
 
 def _is_array(column: object) -> bool:

@@ -80,10 +80,10 @@ class Difference:
         if self.timestamp is None:
             return f"{rows}, and other digests"
         if self.what == "value":
-            return (
-                f"{series} at {self.timestamp}: {self.source_value!r} in the source, "
-                f"{self.target_value!r} in the target"
-            )
+            ours, theirs = repr(self.source_value), repr(self.target_value)
+            if ours == theirs:  # NaNs, of which only the bits tell
+                ours, theirs = _bits(self.source_value), _bits(self.target_value)
+            return f"{series} at {self.timestamp}: {ours} in the source, {theirs} in the target"
         side = "source" if self.target_value is None else "target"
         return f"{rows}: the row at {self.timestamp} is in the {side} alone"
 
@@ -196,9 +196,12 @@ class _Digest:
         return SeriesChecksum(self.labels, self._kind, self._count, self._timestamps.hexdigest())
 
 
+def _bits(value: object) -> str:
+    return f"{value!r} ({np.array([value]).view(np.uint64)[0]:#x})"
+
+
 def _as_bytes(column: np.ndarray[tuple[int], np.dtype[np.generic]]) -> memoryview:
-    little = np.ascontiguousarray(column, column.dtype.newbyteorder("<"))
-    return memoryview(little).cast("B")
+    return np.ascontiguousarray(column, column.dtype.newbyteorder("<")).view(np.uint8).data
 
 
 def _pairs(
