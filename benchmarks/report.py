@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.comparison import Line, say, table
 from benchmarks.figures_aio import figure_11
 from benchmarks.figures_buffering import figure_9, figure_10
+from benchmarks.figures_pipeline import figure_12
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
@@ -39,6 +40,7 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     9: figure_9,
     10: figure_10,
     11: figure_11,
+    12: figure_12,
 }
 
 

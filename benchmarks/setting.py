@@ -34,6 +34,7 @@ class Sizes:
         tiny_commits: commits of one point, over all rounds.
         flushes: flushes of `run_points` whose spread is looked at.
         submit_seconds: how long threads submit points.
+        copied_points: points of the copy whose memory is looked at.
     """
 
     series: int = 1_000
@@ -50,6 +51,7 @@ class Sizes:
     tiny_commits: int = 100_000
     flushes: int = 400
     submit_seconds: float = 3.0
+    copied_points: int = 20_000_000
 
     def quick(self) -> Sizes:
         """Give sizes a tenth or less of these: to see that it runs, not what it measures."""
@@ -63,6 +65,7 @@ class Sizes:
             tiny_commits=1_000,
             flushes=40,
             submit_seconds=0.3,
+            copied_points=200_000,
         )
 
 
