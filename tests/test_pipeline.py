@@ -263,12 +263,13 @@ def test_what_cannot_be_read_is_refused(memory: Engine, sums: Engine, tmp_path: 
     with pytest.raises(ConfigurationError, match="one store"):
         tsengine.copy(memory, memory)
     path = str(tmp_path / "store")
+    (tmp_path / "link").symlink_to(path)
     with (
         LmdbEngine(path) as one,
-        LmdbEngine(path) as other,
+        LmdbEngine(str(tmp_path / "link"), read_only=True) as other,
         pytest.raises(ConfigurationError, match="one store"),
     ):
-        tsengine.copy(one, other)
+        tsengine.copy(other, one)
     with pytest.raises(NotOpenError):
         tsengine.copy(MemoryEngine(), memory)
 

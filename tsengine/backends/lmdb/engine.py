@@ -394,9 +394,9 @@ class LmdbEngine(Engine):
             release(shared, self._user)
 
     def shares_store(self, other: Engine) -> bool:
-        if not isinstance(other, LmdbEngine):
+        if not isinstance(other, LmdbEngine) or self._is_new or other._is_new:
             return False
-        return os.path.realpath(self.location) == os.path.realpath(other.location)
+        return self._store is other._store
 
     # Inside.
 
