@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tsengine
 from tsengine import CopyError, DataPoint, Engine, GroupedBatch, Labels, SeriesBatch
+from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
 from tsengine.errors import BatchShapeError, MissingDependencyError
 from tsengine.pipeline.parcels import PointParcel, RowParcel, Trail, gather, rows_of
@@ -300,3 +301,47 @@ def test_rows_of_a_batch_are_those_asked_for(bounds: list[int], start: int, size
     assert part.offsets[-1] == end - start
     cut = [(one.labels, int(t)) for one in part.groups() for t in one.timestamps]
     assert cut == whole[start:end]
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32))
+def test_groups_of_a_scan_are_its_rows(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """`scan_groups` gives what `scan` gives, in its order, and arrays that are the caller's."""
+    chance = np.random.default_rng(seed)
+    kinds = [1.5, {"n": 1}] if seed % 3 == 0 else [1.5]
+    with LmdbEngine(str(tmp_path_factory.mktemp("groups") / "store"), block_points=16) as store:
+        for _ in range(chance.integers(1, 5)):
+            numbers = chance.permutation(60)[: chance.integers(1, 60)].tolist()
+            store.write(
+                [
+                    (
+                        Labels(n=str(number), kind=str(number % len(kinds))),
+                        int(moment),
+                        kinds[number % len(kinds)],
+                    )
+                    for number in numbers
+                    for moment in chance.integers(1, 99, 3)
+                ]
+            )
+        if seed % 2:
+            store.compact()
+        store.delete('{n=~"1.*"}', 20, 60)
+        bounds = (None, None) if seed % 5 else (30, 70)
+        wanted = [
+            (batch.labels, point.timestamp, point.value)
+            for batch in store.scan(None, *bounds)
+            for point in batch.points()
+        ]
+        found = []
+        for item in list(store.scan_groups(None, *bounds)):
+            for batch in item.groups() if isinstance(item, GroupedBatch) else [item]:
+                found += [(batch.labels, point.timestamp, point.value) for point in batch.points()]
+            assert item.timestamps.flags.writeable
+            item.timestamps[:] = 1
+            item.values[:] = 0
+        assert found == wanted
+        assert [
+            (batch.labels, point.timestamp, point.value)
+            for batch in store.scan(None, *bounds)
+            for point in batch.points()
+        ] == wanted

@@ -92,6 +92,9 @@ class Feed:
             InvalidDataError: the columns of a batch do not fit together.
             FeedStoppedError: nobody will write it.
         """
+        if self._is_own and type(item) in (SeriesBatch, GroupedBatch):
+            yield from self._add_batch(item)  # type: ignore[arg-type]  # it is one of the two
+            return
         if not (isinstance(item, (SeriesBatch, GroupedBatch)) or is_table(item)):
             yield from self._add_points([item])  # type: ignore[list-item]  # judged by the writer
             return
@@ -176,9 +179,9 @@ class Feed:
             self._limit = self._rows_max
             self.has_batches = False
         elif self.points:
-            few = self.points[: self.points_max]  # the reading side may be appending
-            del self.points[: len(few)]
-            self._ready.append(PointParcel(few))
+            points = self.points[: self.points_max]  # the reading side may be appending
+            del self.points[: len(points)]
+            self._ready.append(PointParcel(points))
         self._changed.notify_all()
 
     # The writing side.

@@ -44,12 +44,14 @@ class Trail:
 
     position: int = 0
     timestamp_sum: int = 0
+    _known: tuple[Parcel, int, int] | None = None  # a sum: a mark needs it, then going on does
 
     def advance(self, parcel: Parcel, count: int, *, is_known_again: bool = True) -> None:
         """Go on behind the first points of what comes next."""
         if is_known_again:
-            self.timestamp_sum = (self.timestamp_sum + parcel.timestamp_sum(count)) % _WRAP
+            self.timestamp_sum = (self.timestamp_sum + self._sum(parcel, count)) % _WRAP
         self.position += count
+        self._known = None
 
     def fingerprint(self, parcel: Parcel, count: int) -> int:
         """Tell a place behind the first points of what comes next, from 0 to 2^31.
@@ -57,9 +59,15 @@ class Trail:
         It covers the timestamps of all points before it, and the series of the last one.
         """
         series_id, timestamp = parcel.last(count)
-        total = (self.timestamp_sum + parcel.timestamp_sum(count)) % _WRAP
+        total = (self.timestamp_sum + self._sum(parcel, count)) % _WRAP
         known_by = f"{total} {timestamp} {series_id}".encode("utf-8", "surrogatepass")
         return zlib.crc32(known_by) >> (32 - _FINGERPRINT_BITS)
+
+    def _sum(self, parcel: Parcel, count: int) -> int:
+        known = self._known
+        if known is None or known[0] is not parcel or known[1] != count:
+            self._known = known = parcel, count, parcel.timestamp_sum(count)
+        return known[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -119,8 +119,8 @@ class _Scan:
         self._arguments = selector, start, end
         self._engine = engine
 
-    def __iter__(self) -> Iterator[SeriesBatch]:
-        return self._engine.scan(*self._arguments)
+    def __iter__(self) -> Iterator[SeriesBatch | GroupedBatch]:
+        return self._engine.scan_groups(*self._arguments)
 
 
 def batches_of(item: object) -> Iterator[GroupedBatch | SeriesBatch | list[PointLike]]:
