@@ -46,6 +46,7 @@ CALLS: dict[str, Callable[[Engine, Path], object]] = {
     "delete": lambda engine, _: engine.delete(A),
     "query": lambda engine, _: rows_of(engine.query()),
     "scan": lambda engine, _: rows_of(engine.scan(), joined=False),
+    "scan_groups": lambda engine, _: rows_of(engine.scan_groups(), joined=False),
     "earliest": lambda engine, _: engine.earliest(),
     "latest": lambda engine, _: engine.latest(),
     "count": lambda engine, _: engine.count(),
@@ -61,7 +62,7 @@ CALLS: dict[str, Callable[[Engine, Path], object]] = {
 """Every call that comes after what is pending."""
 
 OTHERS = {
-    *("open", "close", "require"),
+    *("open", "close", "require", "shares_store"),
     *("validate_point", "write_to_buffer", "write_batch_to_buffer", "discard_buffer"),
     *("series_kind", "error_class", "high_water", "forget_producer"),
 }

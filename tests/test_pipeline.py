@@ -262,16 +262,20 @@ def test_what_cannot_be_read_is_refused(memory: Engine, sums: Engine, tmp_path: 
             tsengine.copy([], memory, **wrong)
     with pytest.raises(ConfigurationError, match="one store"):
         tsengine.copy(memory, memory)
+    with tsengine.BufferedEngine(memory) as buffered:
+        for one, other in ((memory, buffered), (buffered, memory), (buffered, buffered)):
+            with pytest.raises(ConfigurationError, match="one store"):
+                tsengine.copy(one, other)
     path = str(tmp_path / "store")
     (tmp_path / "link").symlink_to(path)
     with (
-        LmdbEngine(path) as one,
-        LmdbEngine(str(tmp_path / "link"), read_only=True) as other,
+        LmdbEngine(path) as store,
+        LmdbEngine(str(tmp_path / "link"), read_only=True) as linked,
         pytest.raises(ConfigurationError, match="one store"),
     ):
-        tsengine.copy(other, one)
+        tsengine.copy(linked, store)
     with pytest.raises(NotOpenError):
-        tsengine.copy(MemoryEngine(), memory)
+        tsengine.copy(MemoryEngine(), sums)
 
 
 # What cannot be stored.

@@ -191,6 +191,17 @@ class BufferedEngine(Engine):
     ) -> QueryResult:
         return self._flushed().query(selector, start, end)
 
+    def scan_groups(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> Iterator[SeriesBatch | GroupedBatch]:
+        return self._flushed().scan_groups(selector, start, end)
+
+    def shares_store(self, other: Engine) -> bool:
+        return self.engine.shares_store(other.engine if isinstance(other, type(self)) else other)
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._flushed().earliest(selector)
 

@@ -138,7 +138,11 @@ def copy(
         raise UnknownOptionError(f"points_max={points_max!r}: {error}") from None
     for seconds in (age_max, progress_interval, timeout):
         Patience(seconds, None)  # judges it
-    if isinstance(source, Engine) and isinstance(target, Engine) and source.shares_store(target):
+    if (
+        isinstance(source, Engine)
+        and isinstance(target, Engine)
+        and (source.shares_store(target) or target.shares_store(source))
+    ):
         raise ConfigurationError(f"{source!r} and {target!r} are one store; nothing is to copy")
     read = source_of(source, selector, start, end)
     feed = Feed(rows, is_own=read.is_own)
