@@ -255,7 +255,7 @@ def test_what_cannot_be_read_is_refused(memory: Engine, sums: Engine, tmp_path: 
         tsengine.copy([], memory, "load")
     wrongs: list[dict[str, Any]] = [
         {"points_max": 0}, {"points_max": 1.5}, {"age_max": -1}, {"progress_interval": "soon"},
-        {"timeout": "long"},
+        {"progress_interval": None}, {"timeout": "long"},
     ]  # fmt: skip
     for wrong in wrongs:
         with pytest.raises(UnknownOptionError):

@@ -136,15 +136,18 @@ def copy(
         rows = positive_integer(points_max)
     except ValueError as error:
         raise UnknownOptionError(f"points_max={points_max!r}: {error}") from None
-    for seconds in (age_max, progress_interval, timeout):
-        Patience(seconds, None)  # judges it
+    if age_max is not None:
+        _check_seconds("age_max", age_max)
+    _check_seconds("progress_interval", progress_interval)
+    Patience(timeout, None)  # judges it
     if (
         isinstance(source, Engine)
         and isinstance(target, Engine)
         and (source.shares_store(target) or target.shares_store(source))
     ):
         raise ConfigurationError(f"{source!r} and {target!r} are one store; nothing is to copy")
-    read = source_of(source, selector, start, end)
+    counts = progress is not None and points_total is None
+    read = source_of(source, selector, start, end, counts=counts)
     feed = Feed(rows, is_own=read.is_own)
     copying = Copying(
         target,
@@ -347,11 +350,16 @@ class Copying:
         return parcel.after(count) if count < len(parcel) else None
 
     def _mark(self, rows: Int64Array, piece: int) -> ProducerMark | None:
-        """Mark the points up to the last one of these, in the order of the source."""
+        """Mark the next piece of the delivery; what was rejected before it is told first."""
+        del piece  # sequences ascend from piece to piece
         self._reject_found()
         if not self._target.marks_producers:
             return None
         self._is_marked = True
+        return self._mark_of(rows)
+
+    def _mark_of(self, rows: Int64Array) -> ProducerMark:
+        """Mark the points up to the last one of these, in the order of the source."""
         assert self._delivery is not None
         count = len(rows)
         if count < len(self._parcel):  # else it is the whole, as nearly always
@@ -368,11 +376,10 @@ class Copying:
         except Exception:  # noqa: BLE001  # the commit's error is the one to tell
             return
         while known is not None and delivery.progress.todo:
-            mark = delivery.mark()
-            if mark is None or known.sequence < mark.sequence:
+            rows = delivery.progress.todo[-1]
+            if known.sequence < self._mark_of(rows).sequence:
                 return
-            points = len(delivery.progress.todo[-1])
-            delivery.stored(WriteReceipt(points, points))
+            delivery.stored(WriteReceipt(len(rows), len(rows)))
 
     def _reject_found(self) -> None:
         """Have those points rejected that the target refused since the last time."""
@@ -461,6 +468,12 @@ class Copying:
 
     def _report(self) -> CopyReport:
         return self._tally.report(self._clock() - self._began)
+
+
+def _check_seconds(name: str, seconds: object) -> None:
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not (is_number and float(str(seconds)) >= 0):
+        raise UnknownOptionError(f"{name}={seconds!r} is no number of seconds from 0 on")
 
 
 class _CallbackError(Exception):

@@ -68,8 +68,10 @@ def source_of(
     selector: SelectorLike,
     start: TimestampLike | None,
     end: TimestampLike | None,
+    *,
+    counts: bool,
 ) -> Source:
-    """Find out how to read what a caller gives.
+    """Find out how to read what a caller gives, and how many points it has where that is asked.
 
     Raises:
         UnknownOptionError: it cannot be read, or a selection is asked of what is no engine.
@@ -79,13 +81,13 @@ def source_of(
     if isinstance(given, Engine):
         to_selector(selector)
         timestamp_range(start, end)
-        stats = given.stats()
-        is_whole = selector is None and start is None and end is None
+        given._check_open()
+        counts = counts and selector is None and start is None and end is None
         return Source(
             _Scan(given, selector, start, end),
             is_sorted=True,
             is_own=True,
-            points_total=stats.points if is_whole else None,
+            points_total=given.stats().points if counts else None,
         )
     if selector is not None or start is not None or end is not None:
         raise UnknownOptionError(
