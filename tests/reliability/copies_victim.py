@@ -115,7 +115,11 @@ def examine(arguments: Mapping[str, Any], ready: Callable[[], None]) -> None:
     if not (path / "data.mdb").exists():
         shutil.rmtree(path, ignore_errors=True)  # killed while it was made or removed
         return
-    with LmdbEngine(arguments["target"]) as target, LmdbEngine(arguments["source"]) as source:
+    with (
+        # With its policy: killed early enough it is made only here.
+        LmdbEngine(arguments["target"], duplicate_policy="sum", block_points=64) as target,
+        LmdbEngine(arguments["source"]) as source,
+    ):
         target.check()
         found = list(_points(target))
         wanted = list(_points(source))[: len(found)]
