@@ -984,7 +984,11 @@ loop.run_until_complete(go_on())
 loop.close()
 """
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert result.stdout.splitlines() == ["forked"] * 8 + ["0", "2"]
     assert result.stderr == ""

@@ -489,7 +489,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         "buffer = WriteBuffer(engine)\n"
     )
     return subprocess.run(
-        [sys.executable, "-c", preamble + script],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", preamble + script],
         capture_output=True,
         text=True,
         timeout=60,
