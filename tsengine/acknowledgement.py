@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 
-from tsengine.arrivals import Awaited, Outcome
+from tsengine.arrivals import Awaited, News, Outcome, Tell
 from tsengine.errors import ForkedError, UnsavedPointsError
 from tsengine.model import WriteReceipt
+
+logger = logging.getLogger("tsengine.buffer")
 
 
 class Acknowledgement(Future[WriteReceipt]):
@@ -55,14 +58,24 @@ class Acknowledgement(Future[WriteReceipt]):
 def tell_futures(told: list[tuple[object, Outcome]]) -> None:
     """Complete acknowledgements that are not done yet."""
     for future, outcome in told:
-        if isinstance(future, Acknowledgement) and not future.done():
+        if not isinstance(future, Acknowledgement) or future.done():
+            continue
+        try:
             if isinstance(outcome, WriteReceipt):
                 future.set_result(outcome)
             else:
                 future.set_exception(outcome)
+        except InvalidStateError:
+            pass  # another thread told it in between
+        except (SystemExit, GeneratorExit):
+            # Of a callback; of others concurrent.futures does the same. Those behind it hear.
+            logger.exception("a callback of a submitted point raised")
 
 
-def tell_unsaved(waiting: list[Awaited], text: str) -> None:
-    """Tell that points were left to their owner, where nothing else was told before."""
+def news_of_unsaved(waiting: list[Awaited], text: str) -> list[News]:
+    """Give the news that points were left to their owner, for who has heard nothing before."""
+    told: dict[Tell, list[tuple[object, Outcome]]] = {}
     for awaited in waiting:
-        awaited.tell([(awaited.waiter, UnsavedPointsError(f"{text}, and is not stored", count=1))])
+        error = UnsavedPointsError(text, count=1)
+        told.setdefault(awaited.tell, []).append((awaited.waiter, error))
+    return list(told.items())

@@ -84,7 +84,11 @@ Outcome: TypeAlias = WriteReceipt | BaseException
 """What became of a point: its own receipt, or why it is not stored."""
 
 Tell: TypeAlias = Callable[[list[tuple[object, Outcome]]], None]
-"""Tells waiters what became of their points, many at once; it does not raise."""
+"""Tells waiters what became of their points, many at once. Who was told already, as before an
+interrupt, is not told again."""
+
+News: TypeAlias = tuple[Tell, list[tuple[object, Outcome]]]
+"""What is to be told, and by what."""
 
 
 class Awaited:
@@ -94,16 +98,14 @@ class Awaited:
         value: the value in its stored form.
         waiter: who waits, whatever `tell` takes.
         tell: tells it.
-        is_told: whether it was told that a commit failed, and waits no longer. The point does.
     """
 
-    __slots__ = ("is_told", "tell", "value", "waiter")
+    __slots__ = ("tell", "value", "waiter")
 
     def __init__(self, value: Value, waiter: object, tell: Tell) -> None:
         self.value = value
         self.waiter = waiter
         self.tell = tell
-        self.is_told = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,14 +10,15 @@ leaves every point in its place.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, Self, TypeVar
 
 from tsengine import keeping
-from tsengine.acknowledgement import Acknowledgement, tell_futures, tell_unsaved
-from tsengine.arrivals import ENTRY, Awaited, Tell, awaited_in
+from tsengine.acknowledgement import Acknowledgement, news_of_unsaved, tell_futures
+from tsengine.arrivals import ENTRY, Awaited, News, Tell, awaited_in
 from tsengine.committing import NOTHING
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
@@ -35,7 +36,7 @@ from tsengine.flusher import Flusher
 from tsengine.judging import Judge
 from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, WriteReceipt
 from tsengine.options import choice, positive_integer, seconds
-from tsengine.outbox import OnReject, Outbox, State
+from tsengine.outbox import OnReject, Outbox, State, Turn
 from tsengine.retry import RetryPolicy
 from tsengine.waiting import Patience
 
@@ -293,6 +294,7 @@ class WriteBuffer(Outbox):
             except Exception:
                 self._forget_failure()  # it was of the batch that this call tells about
                 raise
+            self._commit_taken(0)  # what others added may have filled it
         else:
             receipt = self._have_flushed(patience)
         with self._state_lock:
@@ -315,13 +317,19 @@ class WriteBuffer(Outbox):
             ForkedError: the points are the parent's.
             WaitTimeoutError, CancelledError: the wait ended first; nothing was taken.
         """
-        self._begin_commit(Patience(timeout, cancel), even_closed=True)
+        patience = Patience(timeout, cancel)
+        turn = Turn()
         try:
+            self._take_turn(turn, patience, even_closed=True)
             if self._state is State.FORKED:
                 raise ForkedError("this buffer was made before a fork; its points are the parent's")
-            return self._take_back()
+            back = self._take_back()
         finally:
-            self._end_commit()
+            if self._turn is turn:
+                self._turn = None
+            self._notify()
+            self._tell_news()
+        return back
 
     def close(self, timeout: float | None = None, cancel: threading.Event | None = None) -> None:
         """Commit all that is pending and take no more, for good; a second call does nothing.
@@ -340,27 +348,25 @@ class WriteBuffer(Outbox):
                 nevertheless; `take_pending()` gives the points back.
         """
         patience = Patience(timeout, cancel)
-        with self._state_lock:
-            was_open = self._state is State.OPEN
-            if was_open:
-                self._state = State.CLOSING
-                self._set_room_locked()
-                self._notify_locked()
-            elif not self._wait_locked(patience, lambda: self._state is not State.CLOSING):
-                raise WaitTimeoutError(f"another thread is still closing after {timeout} seconds")
-        if not was_open:
-            return
+        is_mine = False
         failure: Exception | None = None
         try:
+            with self._state_lock:
+                if self._state is State.OPEN:
+                    is_mine = True
+                    self._state = State.CLOSING
+                    self._set_room_locked()
+                elif not self._wait_locked(patience, lambda: self._state is not State.CLOSING):
+                    raise WaitTimeoutError(
+                        f"another thread still closes it after {timeout} seconds"
+                    )
+            if not is_mine:
+                return
+            self._notify()
             failure = self._flush_to_close(patience, here=self._commits_here(timeout, cancel))
         finally:
-            self._end_commits(patience)
-            if self._flusher is not None:
-                self._flusher.bell.ring()  # it sees that it is done
-                is_cancelled = cancel is not None and cancel.is_set()
-                self._flusher.join(0.0 if is_cancelled else patience.left)
-            # Not before: a successor of that name goes on from our last number.
-            keeping.release_producer(self, self._handler)
+            if is_mine:
+                self._end(patience, is_cancelled=cancel is not None and cancel.is_set())
         self._settle_close(failure)
 
     def __enter__(self) -> Self:
@@ -395,10 +401,9 @@ class WriteBuffer(Outbox):
             tell([(waiter, error)])
             return
         self._append((labels, timestamp, Awaited(value, waiter, tell)))
-        if not self._is_wanted:
-            self._is_wanted = True
-            if self._flusher is not None:
-                self._flusher.bell.ring()
+        self._is_wanted = True
+        if self._flusher is not None:  # in every case: an interrupt may have come in between
+            self._flusher.bell.ring()
 
     def _append(self, entry: tuple[object, ...]) -> bool:
         """Append one judged entry; whether that may have filled the buffer."""
@@ -418,16 +423,12 @@ class WriteBuffer(Outbox):
             with self._state_lock:
                 if self._has_room_locked():
                     return
-                if not (self._may_commit and self._commit_lock.acquire(blocking=False)):
+                if not self._may_commit or self._turn is not None:
                     if patience is None:
                         patience = Patience(self._full_timeout, None)
                     self._wait_for_room_locked(patience)
                     continue
-            try:
-                self._commit_next("size")
-            finally:
-                self._end_commit()
-            self._hand_out()
+            self._commit_once("size", None, least=self._pending_max)
 
     def _has_room_locked(self) -> bool:
         """Raise what stands against a write; whether there is room for one."""
@@ -446,14 +447,15 @@ class WriteBuffer(Outbox):
             BufferFullError: it is not to wait, or has waited long enough.
         """
         metrics = self.metrics
+        self._check_no_turn_locked()
+        if self._flusher is not None:
+            self._flusher.bell.ring()
         if self._on_full == "raise" and self._pending_locked() >= self._pending_max:
             metrics.full += 1
             raise BufferFullError(
                 f"{self._pending_locked()} points are pending, pending_max={self._pending_max}; "
                 "the point was not taken"
             )
-        if self._flusher is not None:
-            self._flusher.bell.ring()
         metrics.waits += 1
         began = self._clock()
         is_there = self._wait_locked(patience, self._may_have_room_locked)
@@ -470,7 +472,7 @@ class WriteBuffer(Outbox):
             self._state is not State.OPEN
             or self._owes_error_locked()
             or self._pending_locked() < self._pending_max
-            or (self._may_commit and not self._commit_lock.locked())
+            or (self._may_commit and self._turn is None)
         )
 
     @property
@@ -498,7 +500,7 @@ class WriteBuffer(Outbox):
         try:
             self._commit_by_size(points)
         except Exception as error:  # noqa: BLE001  # ours are taken: the next write raises it
-            self._keep(error)
+            self._owe(error)
 
     # Committing.
 
@@ -514,23 +516,16 @@ class WriteBuffer(Outbox):
             with self._state_lock:
                 if self._state is not State.OPEN or self._pending_locked() < self._limit:
                     return
-            if not self._may_commit:
-                if self._flusher is not None:
-                    with self._state_lock:
-                        self._limit = self._pending_max
-                        self._set_room_locked()
-                    self._flusher.bell.ring()
+                least = self._limit
+                if not self._may_commit:
+                    self._limit = self._pending_max  # the others go on filling
+                    self._set_room_locked()
+            if self._may_commit:
+                if self._commit_once("size", None, least=least) is None:
+                    return  # another thread is at it
+            else:
+                self._need_flusher().bell.ring()
                 return
-            if not self._commit_lock.acquire(blocking=False):
-                return  # another thread is at it
-            try:
-                with self._state_lock:
-                    is_full = self._pending_locked() >= self._limit
-                if is_full:
-                    self._commit_next("size")
-            finally:
-                self._end_commit()
-            self._hand_out()
 
     # The flusher.
 
@@ -552,7 +547,10 @@ class WriteBuffer(Outbox):
             if not closing:
                 self._check_state_locked()
             self._requests.append(request)
-        self._need_flusher(closing=closing).bell.ring()
+        try:
+            self._need_flusher(closing=closing).bell.ring()
+        except RuntimeError:  # Python is about to exit, and begins no more threads
+            return self._flush_here("close" if closing else "flush", patience)
         with self._state_lock:
             try:
                 self._wait_locked(
@@ -574,46 +572,69 @@ class WriteBuffer(Outbox):
 
     def _work(self) -> float | None:
         """Do what is due, as the flusher; see `Worker`."""
-        self._is_wanted, wanted = False, self._is_wanted  # before anything departs
+        wanted = self._is_wanted
+        if wanted:
+            self._is_wanted = False  # before anything departs
         with self._state_lock:
             state = self._state
-            requests, self._requests = self._requests, []
-        closing = any(request.closing for request in requests)
+            requests = self._requests[:]
         receipt = NOTHING
         failure: BaseException | None = None
         cause = ""
         try:
             if state is State.OPEN or requests:
-                cause = "close" if closing else "flush" if requests else "submit" if wanted else ""
-                if not cause and self._is_aged():
-                    cause = "age"
+                cause = self._due(requests, wanted=wanted)
                 if cause == "submit":
                     self._gather()
                 if cause:
                     receipt = self._flush_here(cause)
-                elif self._background:
-                    self._commit_full()
+                    while cause == "close" and self._pending_locked():
+                        self._flush_here(cause)
+                self._commit_full()
         except BaseException as error:  # noqa: BLE001  # told to whoever asked, or kept
             failure = error
-        with self._state_lock:
-            is_heard = any(not request.is_left for request in requests)
-            for request in requests:
-                request.receipt, request.error, request.is_done = receipt, failure, True
-        if failure is not None:
+        is_heard = self._answer(requests, receipt, failure)
+        if failure is None:
+            if cause:
+                self._failed_in_row, self._retry_at = 0, 0.0
+        else:
             # Where points are old all the time, a store that is gone is not asked all the time.
             self._first_at = self._clock()
+            self._retry_at = self._first_at + self._retry.pause(self._failed_in_row)
             self._failed_in_row += 1
-            self._retry_at = self._first_at + self._retry.pause(self._failed_in_row - 1)
+            if wanted and failure is not self._told:
+                self._is_wanted = True
             if not is_heard:
-                self._keep(failure)
+                self._owe(failure)
                 self._complain(failure)
-        elif cause:
-            self._failed_in_row, self._retry_at = 0, 0.0
-        with self._state_lock:
-            self._notify_locked()
-            if self._state in (State.CLOSED, State.FORKED):
-                raise StopIteration
+        failure = None  # it has this frame in its traceback
+        self._notify()
+        if self._state in (State.CLOSED, State.FORKED):
+            raise StopIteration
         return self._seconds_to_look()
+
+    def _due(self, requests: list[_Request], *, wanted: bool) -> str:
+        """Give what makes a commit due now; nothing where none is, but perhaps by size."""
+        for request in requests:
+            if request.closing:
+                return "close"
+        if requests:
+            return "flush"
+        if wanted:
+            return "submit"
+        return "age" if self._age_due() <= 0 else ""
+
+    def _answer(
+        self, requests: list[_Request], receipt: WriteReceipt, failure: BaseException | None
+    ) -> bool:
+        """Tell those who asked for a flush what came of it; whether anybody listens."""
+        with self._state_lock:
+            is_heard = False
+            for request in requests:
+                is_heard = is_heard or not request.is_left
+                request.receipt, request.error, request.is_done = receipt, failure, True
+            del self._requests[: len(requests)]
+        return is_heard
 
     def _gather(self) -> None:
         """Let those who were just told of their points submit the next ones.
@@ -630,47 +651,34 @@ class WriteBuffer(Outbox):
 
     def _commit_full(self) -> None:
         """Commit while the buffer is full, as the flusher."""
-        while self._begin_commit():
-            try:
-                with self._state_lock:
-                    is_full = self._pending_locked() >= self._points_max
-                if not is_full:
-                    return
-                self._commit_next("size")
-            finally:
-                self._end_commit()
-            self._hand_out()
+        patience = Patience(None, None)
+        while self._pending_locked() >= self._points_max:
+            if self._commit_once("size", patience, least=self._points_max) is None:
+                return
 
-    def _is_aged(self) -> bool:
+    def _age_due(self) -> float:
+        """Give the seconds until the first pending point is too old, infinity for never."""
         if self._age_max is None or self._is_unwatched:
-            return False
-        age = self._clock() - self._first_at
-        if age < 0:  # a clock that was set back
-            self._first_at = self._clock()
-            self._retry_at = 0.0
-        return age >= self._age_max and self._clock() >= self._retry_at
+            return math.inf
+        now = self._clock()
+        if now < self._first_at:  # the clock was set back
+            self._first_at, self._retry_at = now, 0.0
+        return max(self._first_at + self._age_max, self._retry_at) - now
 
     def _seconds_to_look(self) -> float | None:
-        if self._requests or self._is_wanted:
+        if self._requests:
             return 0.0
         if not self._entries:
             self._rest()
-        if self._age_max is None or self._is_unwatched:
-            return None
-        due = max(self._first_at + self._age_max, self._retry_at)
-        longest = max(self._age_max, self._retry_at - self._first_at)
-        return min(max(due - self._clock(), 0.0), longest)
+        due = self._age_due()
+        if self._is_wanted:
+            due = min(due, self._retry_at - self._clock())
+        return None if due == math.inf else max(due, 0.0)
 
     def _complain(self, error: BaseException) -> None:
+        fields = {**self._fields(), "error_type": type(error).__name__}
         logger.error(
-            "a commit failed, and %d points stay pending: %s",
-            self.pending,
-            error,
-            extra={
-                "producer": self.producer,
-                "points": self.pending,
-                "error_type": type(error).__name__,
-            },
+            "a commit failed, and %d points stay pending: %s", fields["points"], error, extra=fields
         )
 
     # Ending.
@@ -680,7 +688,7 @@ class WriteBuffer(Outbox):
         try:
             if here:
                 while self._pending_locked():
-                    self._flush_here("close")
+                    self._flush_here("close", patience)
                 self._hand_out()
             else:
                 self._have_flushed(patience, closing=True)
@@ -688,17 +696,48 @@ class WriteBuffer(Outbox):
             return error
         return None
 
-    def _end_commits(self, patience: Patience) -> None:
-        """Let nobody commit any more, and end every wait."""
+    def _end(self, patience: Patience, *, is_cancelled: bool) -> None:
+        """Let nobody commit any more, end every wait, and let the thread end."""
+        turn = Turn()
         try:
-            has_turn = self._begin_commit(patience, even_closed=True)
-        except WaitError:
-            has_turn = False  # the commit that hangs is the last; what it does is not known
-        with self._state_lock:
+            self._take_turn(turn, patience, even_closed=True)
+        except (WaitError, LifecycleError):
+            pass  # the commit that hangs is the last; what it does is not known
+        finally:
             self._state = State.CLOSED
-            self._notify_locked()
-        if has_turn:
-            self._end_commit()
+            if self._turn is turn:
+                self._turn = None
+            self._notify()
+        with self._state_lock:
+            self._set_room_locked()
+        self._tell_unsaved()
+        if self._flusher is not None:
+            self._flusher.bell.ring()  # it sees that it is done
+            self._flusher.join(0.0 if is_cancelled else patience.left)
+        # Not before: a successor of that name goes on from our last number.
+        keeping.release_producer(self, self._handler)
+
+    def _tell_unsaved(self) -> None:
+        """Tell those who still wait for a point that the buffer has closed without it."""
+        with self._state_lock:
+            delivery = self._departing
+            entries = self._entries[:]
+            departing = 0 if delivery is None else ENTRY * delivery.departure.entries
+        news: list[News] = []
+        if delivery is not None:
+            # Its commit failed, and they heard, or it still goes on.
+            unknown = UnsavedPointsError(
+                "the commit of this point was under way when its buffer closed: it may be stored",
+                count=1,
+            )
+            news += delivery.news(unknown)
+        news += news_of_unsaved(
+            awaited_in(entries[departing:]),
+            "this point was pending when its buffer closed, and is not stored",
+        )
+        for tell, told in news:
+            tell(told)
+        self._tell_news()
 
     def _settle_close(self, failure: Exception | None) -> None:
         """Raise what is left when all is done that could be done, or forget the producer."""
@@ -707,11 +746,9 @@ class WriteBuffer(Outbox):
             if failure is None and self._rejected:
                 failure = self._rejected[0][1]
         if count:
-            tell_unsaved(
-                awaited_in(self._entries[:]), "this point was pending when its buffer closed"
-            )
+            why = "another thread was taking them" if failure is None else failure
             raise UnsavedPointsError(
-                f"closed with {count} pending points, as their commit failed: {failure}; "
+                f"closed with {count} pending points, as their commit failed: {why}; "
                 "take_pending() gives them back",
                 count=count,
             ) from failure
@@ -722,6 +759,10 @@ class WriteBuffer(Outbox):
                 self._handler.forget_producer(self.producer)
             except LifecycleError:
                 pass  # it was closed before its buffer; a mark too many does no harm
+            except Exception as error:  # noqa: BLE001  # all points are stored
+                logger.warning(
+                    "the mark of %s stays: %s", self.producer, error, extra=self._fields()
+                )
 
     def _disown(self) -> None:
         self._requests.clear()
@@ -731,16 +772,20 @@ class WriteBuffer(Outbox):
         """Store what is pending when the interpreter exits, or say how much was not."""
         failure: object = ""
         try:
-            self.close(timeout=None if self._flusher is None else EXIT_SECONDS)
-        except Exception as error:  # noqa: BLE001  # there is nobody to raise it to
+            self.close(timeout=EXIT_SECONDS)
+        except BaseException as error:  # noqa: BLE001  # there is nobody to raise it to
             failure = error
         if self.pending or failure:
             logger.error(
                 "Python exits with %d pending points in a WriteBuffer, which are lost: %s",
                 self.pending,
                 failure or "it was closed without them",
-                extra={"producer": self.producer, "points": self.pending},
+                extra=self._fields(),
             )
+
+    def _fields(self) -> dict[str, object]:
+        """Give the fields of a record of the log."""
+        return {"producer": self.producer, "points": self.pending}
 
 
 class _Request:

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from tsengine.arrivals import Departure, Outcome, Tell
+from tsengine.arrivals import Departure, News, Outcome, Tell
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
     InvalidDataError,
@@ -74,9 +74,11 @@ class Delivery:
         progress: how far it is. It is replaced as a whole, so that no error and no interrupt
             leaves a step half done.
         accounted: how far it was when whoever sends it last looked.
+        told: points whose waiters were told of a failure, by arrival. They wait no longer; what
+            becomes of these points in the end is told to others.
     """
 
-    __slots__ = ("_mark_of", "accounted", "departure", "progress")
+    __slots__ = ("_mark_of", "accounted", "departure", "progress", "told")
 
     def __init__(self, departure: Departure, mark_of: MarkOf, size: int) -> None:
         self.departure = departure
@@ -86,6 +88,7 @@ class Delivery:
         if departure.points > size:
             self.progress = Progress(self._cut(rows, size), 1)
         self.accounted = self.progress
+        self.told: frozenset[int] = frozenset()
 
     @property
     def left(self) -> int:
@@ -169,7 +172,7 @@ class Delivery:
 
     def rejections(self, since: Progress) -> list[tuple[list[DataPoint], Exception]]:
         """Give the points that were rejected since, and that nobody waits for, by error."""
-        awaited = {place for place, point in self.departure.awaited if not point.is_told}
+        awaited = {place for place, _ in self.departure.awaited} - self.told
         rejections: list[tuple[list[DataPoint], Exception]] = []
         for rows, error in self.progress.rejected[len(since.rejected) :]:
             if awaited:
@@ -179,26 +182,36 @@ class Delivery:
                 rejections.append((self.departure.points_of(rows), error))
         return rejections
 
-    def tell(self, failure: BaseException | None = None) -> None:
-        """Tell everybody who waits for a point that is settled.
+    def news(self, failure: BaseException | None = None) -> list[News]:
+        """Give what is to be told to those who wait for a point that is settled.
 
         Args:
             failure: told of the points that are left; they stay where they are.
         """
         if not self.departure.awaited:
-            return
+            return []
         outcomes = self._outcomes()
-        told: dict[Tell, list[tuple[object, Outcome]]] = {}
         left = set(self.left_positions().tolist())
+        told: dict[Tell, list[tuple[object, Outcome]]] = {}
         for position, awaited in self.departure.awaited:
             outcome: Outcome | None = outcomes.get(position, _STORED)
             if position in left:
                 outcome = failure
-            if outcome is not None and not awaited.is_told:
-                awaited.is_told = position in left
+            if outcome is not None and position not in self.told:
                 told.setdefault(awaited.tell, []).append((awaited.waiter, outcome))
-        for tell, some in told.items():
-            tell(some)
+        return list(told.items())
+
+    def told_of(self, failure: BaseException | None) -> frozenset[int]:
+        """Give by arrival whose waiters have heard of a failure, once they hear of this one."""
+        if failure is None:
+            return self.told
+        left = self.left_positions().tolist()
+        return self.told.union({place for place, _ in self.departure.awaited}.intersection(left))
+
+    @property
+    def has_unheard(self) -> bool:
+        """Whether points are left whose failure nobody has heard of."""
+        return not self.told.issuperset(self.left_positions().tolist())
 
     def _outcomes(self) -> dict[int, Outcome]:
         """Give what became of the points that were not simply stored, by arrival."""
@@ -304,19 +317,39 @@ class Committer:
                 is left of the delivery may be delivered again, before anything that is newer.
         """
         began = self._clock()
+        rejected_before = len(delivery.progress.rejected)
         retries = 0
-        while delivery.progress.todo:
-            mark = delivery.mark()
-            piece = delivery.progress.piece
-            try:
-                self._try(delivery, mark)
-            except Exception as error:  # noqa: BLE001  # raised again where it is not handled
-                self.metrics.failures += 1
-                if self._handle(error, delivery, mark, retries, began):
+        try:
+            while delivery.progress.todo:
+                piece = delivery.progress.piece
+                if self._attempt(delivery, retries, began):
                     retries += 1
                     self.metrics.retries += 1
-            if delivery.progress.piece != piece:
-                retries = 0
+                elif delivery.progress.piece != piece:
+                    retries = 0
+        finally:
+            rejected = delivery.progress.rejected[rejected_before:]
+            if rejected:
+                count = sum(len(rows) for rows, _ in rejected)
+                self._log(logging.WARNING, "points were rejected", rejected[0][1], count)
+
+    def _attempt(self, delivery: Delivery, retries: int, began: float) -> bool:
+        """Try the next piece; whether it failed, and the same one is to be tried again."""
+        try:
+            mark = delivery.mark()
+        except Exception as error:
+            # Nothing was tried: whatever the error is about, it is not about these points.
+            self.metrics.failures += 1
+            if self._handler.error_class(error) is not ErrorClass.TRANSIENT:
+                raise
+            self._wait(error, len(delivery.progress.todo[-1]), retries, began)
+            return True
+        try:
+            self._try(delivery, mark)
+        except Exception as error:  # noqa: BLE001  # raised again where it is not handled
+            self.metrics.failures += 1
+            return self._handle(error, delivery, mark, retries, began)
+        return False
 
     def _try(self, delivery: Delivery, mark: ProducerMark | None) -> None:
         rows = delivery.progress.todo[-1]
@@ -400,30 +433,35 @@ class Committer:
                 return False
             if size <= delivery.progress.too_large_at:
                 verdict = ErrorClass.PERMANENT
-        if verdict in (ErrorClass.TRANSIENT, ErrorClass.TOO_LARGE):
-            if retries < self._policy.max_retries:
-                self._wait(error, size, retries, began)
-                return True
-            if verdict is ErrorClass.TRANSIENT:
-                raise error
+        if verdict is ErrorClass.TRANSIENT or (
+            verdict is ErrorClass.TOO_LARGE and retries < self._policy.max_retries
+        ):
+            self._wait(error, size, retries, began)
+            return True
+        if verdict is ErrorClass.TOO_LARGE:
             delivery.give_up_whole()
-            verdict = ErrorClass.PERMANENT
-        if verdict is not ErrorClass.PERMANENT:
+        elif verdict is not ErrorClass.PERMANENT:
             raise error
+        self._check_deadline(error, began)
         before = len(delivery.progress.rejected)
         delivery.divide(error, by_arrival=self._by_arrival)
         rejected = sum(len(rows) for rows, _ in delivery.progress.rejected[before:])
         self.metrics.rejected += rejected
         self.metrics.splits += rejected < size
-        if rejected:
-            self._log(logging.WARNING, "points were rejected", error, rejected)
         return False
 
-    def _wait(self, error: Exception, points: int, retries: int, began: float) -> None:
-        seconds = self._policy.pause(retries)
+    def _check_deadline(self, error: Exception, began: float, pause: float = 0.0) -> None:
+        """Raise an error instead of going on where that would be after the deadline."""
         deadline = self._policy.deadline
-        if deadline is not None and self._clock() - began + seconds > deadline:
+        if deadline is not None and self._clock() - began + pause > deadline:
             raise error
+
+    def _wait(self, error: Exception, points: int, retries: int, began: float) -> None:
+        """Pause before the next attempt, or raise where there is to be none."""
+        if retries >= self._policy.max_retries:
+            raise error
+        seconds = self._policy.pause(retries)
+        self._check_deadline(error, began, seconds)
         self._log(
             logging.WARNING,
             f"a commit failed, and is tried again in {seconds:.3f} s",

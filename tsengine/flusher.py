@@ -6,13 +6,16 @@ only while it works: an owner that nobody holds any more ends its thread.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Final, Protocol
 
-OUT_OF_MEMORY_SECONDS: Final = 1.0
-"""Until the next look, where there was no memory for this one."""
+PAUSE_SECONDS: Final = 1.0
+"""Until the next look, where this one failed."""
+
+logger = logging.getLogger("tsengine.buffer")
 
 
 class Worker(Protocol):
@@ -90,7 +93,8 @@ def _run(held: Callable[[], Worker | None], bell: Bell) -> None:
             seconds = owner._work()
         except StopIteration:
             return
-        except MemoryError:
-            seconds = OUT_OF_MEMORY_SECONDS
+        except Exception:  # a clock or a log that raises, or no memory: others wait for us
+            logger.exception("the thread of a buffer failed, and goes on in a second")
+            seconds = PAUSE_SECONDS
         del owner  # not to be kept through the wait
         bell.wait(seconds)

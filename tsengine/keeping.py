@@ -62,6 +62,7 @@ def _disown_all() -> None:
     global _lock  # noqa: PLW0603  # another thread of the parent may have held it
     _lock = threading.Lock()
     _unsaved.clear()
+    _producers.clear()
     for buffer in list(_buffers):
         buffer._disown()
 

@@ -16,12 +16,13 @@ from enum import Enum
 from typing import TypeAlias
 
 from tsengine import keeping
-from tsengine.acknowledgement import tell_unsaved
-from tsengine.arrivals import ENTRY, awaited_in, depart, points_of
+from tsengine.acknowledgement import news_of_unsaved
+from tsengine.arrivals import ENTRY, News, awaited_in, depart, points_of
 from tsengine.committing import NOTHING, Committer, Delivery, join_receipts
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
     ForkedError,
+    LifecycleError,
     NotOpenError,
     RejectedPointsError,
     WaitTimeoutError,
@@ -53,6 +54,15 @@ class State(Enum):
     FORKED = "forked"
 
 
+class Turn:
+    """Stands for the right to commit, while its thread has it."""
+
+    __slots__ = ("thread",)
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
 class Outbox:
     """Points on their way to a handler.
 
@@ -73,7 +83,6 @@ class Outbox:
         "_cause",
         "_changed",
         "_clock",
-        "_commit_lock",
         "_committed",
         "_committer",
         "_departing",
@@ -88,6 +97,7 @@ class Outbox:
         "_last_told",
         "_limit",
         "_marked",
+        "_news",
         "_on_reject",
         "_pending_max",
         "_points_max",
@@ -98,7 +108,7 @@ class Outbox:
         "_state",
         "_state_lock",
         "_told",
-        "_untold",
+        "_turn",
         "_waiting",
         "metrics",
         "producer",
@@ -129,12 +139,11 @@ class Outbox:
         self.producer = f"buffer-{os.urandom(16).hex()}" if producer is None else producer
         self._entries: list[object] = []
 
-        # The right to commit: guards the front of _entries, _departing, _untold, _sequence,
-        # _marked, _cause and _last_told. Never waited for but through _changed, so that a close
-        # ends the wait. _state_lock is taken inside of it.
-        self._commit_lock = threading.Lock()
+        # The right to commit: guards the front of _entries, _departing, _sequence, _marked, _cause
+        # and _last_told. Never waited for but through _changed, so that a close ends the wait.
+        # Changed under _state_lock, but for being given back, which is one step.
+        self._turn: Turn | None = None
         self._departing: Delivery | None = None  # whose commit is under way or has failed
-        self._untold: Delivery | None = None  # who waits for points of it is still to be told
         self._sequence: int | None = None  # of the last batch committed; None before the first
         self._marked = False  # whether the handler may hold a mark of ours
         self._cause = ""  # what made the present commit due
@@ -159,6 +168,7 @@ class Outbox:
         self._settled = 0  # points that have left _entries
         self._committed = NOTHING
         self._rejected: list[Rejection] = []  # not handed out yet
+        self._news: list[News] = []  # not told yet
         self._failure: BaseException | None = None  # that nobody has heard of
         self._told: BaseException | None = None  # a failure that futures told of all its points
         self._state = State.OPEN
@@ -210,11 +220,13 @@ class Outbox:
         if self._state is not State.OPEN:
             raise NotOpenError("this buffer is closed")
 
+    # Watching.
+
     def _watch(self) -> None:
         """See to it that points which are pending are committed in time, whoever drops us.
 
         What just appended calls it: so it must not raise, and an interrupt between any two
-        steps only has the next write call it again.
+        steps has the next write call it again.
         """
         with self._state_lock:
             self._watch_locked()
@@ -234,42 +246,17 @@ class Outbox:
     def _rest(self) -> None:
         """Have the next write watched, where nothing is pending."""
         with self._state_lock:
-            if self._entries:
-                return
-            if not self._rejected:
-                keeping.let_go(self)
-            self._is_unwatched = True
-            self._watch_locked()  # for who appended before, and saw that it was watched
+            self._rest_locked()
 
-    def _begin_commit(self, patience: Patience | None = None, *, even_closed: bool = False) -> bool:
-        """Get the right to commit; false where the buffer was closed instead.
+    def _rest_locked(self) -> None:
+        if self._entries:
+            return
+        if not self._rejected:
+            keeping.let_go(self)
+        self._is_unwatched = True
+        self._watch_locked()  # for who appended before, and saw that it was watched
 
-        Raises:
-            WaitTimeoutError, CancelledError: as the patience says.
-        """
-        if self._commit_lock.acquire(blocking=False):
-            has_it = True
-        else:
-            has_it = False
-
-            def ready() -> bool:
-                nonlocal has_it
-                has_it = self._commit_lock.acquire(blocking=False)
-                return has_it or (not even_closed and self._state is State.CLOSED)
-
-            with self._state_lock:
-                in_time = self._wait_locked(patience or Patience(None, None), ready)
-            if not in_time:
-                raise WaitTimeoutError("a commit is under way, and goes on")
-        if has_it and not even_closed and self._state is State.CLOSED:
-            self._end_commit()
-            return False
-        return has_it
-
-    def _end_commit(self) -> None:
-        self._commit_lock.release()
-        with self._state_lock:
-            self._notify_locked()
+    # Waiting, and the right to commit.
 
     def _wait_locked(self, patience: Patience, ready: Callable[[], bool]) -> bool:
         self._waiting += 1
@@ -278,52 +265,109 @@ class Outbox:
         finally:
             self._waiting -= 1
 
-    def _notify_locked(self) -> None:
-        if self._waiting:
-            self._changed.notify_all()
+    def _notify(self) -> None:
+        """Wake all who wait, to look at what they wait for."""
+        with self._state_lock:
+            if self._waiting:
+                self._changed.notify_all()
 
-    def _flush_here(self, cause: str) -> WriteReceipt:
+    def _take_turn(
+        self, turn: Turn, patience: Patience | None = None, *, even_closed: bool = False
+    ) -> bool:
+        """Get the right to commit; false where the buffer was closed, or there is no patience.
+
+        The caller gives it back by `if self._turn is turn: self._turn = None`, in the `finally`
+        of a `try` that this call stands in: then no interrupt can leave it taken.
+
+        Raises:
+            LifecycleError: this thread has it already: a handler, or a handler of the log, calls
+                the buffer that it is called by.
+            WaitTimeoutError, CancelledError: as the patience says.
+        """
+
+        def ready() -> bool:
+            if self._state is State.CLOSED and not even_closed:
+                return True
+            if self._turn is None:
+                self._turn = turn
+            return self._turn is turn
+
+        with self._state_lock:
+            if patience is None:
+                ready()
+            else:
+                self._check_no_turn_locked()
+                if not self._wait_locked(patience, ready):
+                    raise WaitTimeoutError("a commit is under way, and goes on")
+        return self._turn is turn
+
+    def _check_no_turn_locked(self) -> None:
+        if self._turn is not None and self._turn.thread == threading.get_ident():
+            raise LifecycleError(
+                "this buffer is committing in this thread, and was called by what the commit calls"
+            )
+
+    # Committing.
+
+    def _commit_once(
+        self, cause: str, patience: Patience | None, *, least: int = 1
+    ) -> tuple[int, WriteReceipt] | None:
+        """Commit the oldest points, first those of a commit that failed, and tell of them.
+
+        Args:
+            cause: what made it due.
+            patience: for the right to commit; None where somebody else who has it will do.
+            least: pending points below which there is nothing to do.
+
+        Returns:
+            How many they were and their receipt, whose indices count them by arrival; None
+            where nothing was done: too few are pending, somebody else commits, or the buffer
+            is closed.
+
+        Raises:
+            Exception: what the commit failed with, or `on_reject`.
+        """
+        turn = Turn()
+        done: tuple[int, WriteReceipt] | None = None
+        try:
+            if self._take_turn(turn, patience):
+                with self._state_lock:
+                    is_due = self._pending_locked() >= least
+                if is_due:
+                    done = self._commit_next(cause)
+        finally:
+            if self._turn is turn:
+                self._turn = None
+            self._notify()
+            self._tell_news()
+        self._hand_out()
+        return done
+
+    def _flush_here(self, cause: str, patience: Patience | None = None) -> WriteReceipt:
         """Commit what is pending now; what others add meanwhile may wait.
 
         Raises:
             NotOpenError: the buffer was closed, and left some of it pending.
         """
-        with self._state_lock:
-            target = self._settled_locked() + self._pending_locked()
+        if patience is None:
+            patience = Patience(None, None)
         receipts: list[tuple[int, WriteReceipt]] = []
-        while self._settled_locked() < target:
-            if not self._begin_commit():
-                if self._settled_locked() >= target:
-                    break
+        with self._state_lock:
+            target = self._settled + len(self._entries) // ENTRY + self._extra
+        while self._settled < target:
+            done = self._commit_once(cause, patience)
+            if done is not None:
+                receipts.append(done)
+            elif self._state is State.CLOSED and self._settled < target:
                 raise NotOpenError("this buffer was closed before all was committed")
-            try:
-                receipt = self._commit_next(cause)
-            finally:
-                self._end_commit()
-            if receipt is None:
-                break
-            receipts.append(receipt)
-            self._hand_out()
+            else:
+                break  # it was taken back
         self._hand_out()
         return join_receipts(receipts)
 
-    def _settled_locked(self) -> int:
-        """Count the points settled so far; the count of a moment needs no lock."""
-        delivery = self._departing
-        landed = 0 if delivery is None else delivery.departure.points - delivery.left
-        return self._settled + landed
-
     def _commit_next(self, cause: str) -> tuple[int, WriteReceipt] | None:
-        """Commit the oldest points, first those of a commit that failed.
-
-        Returns:
-            How many they were and their receipt, whose indices count them by arrival; None
-            where nothing is pending.
-        """
+        """Commit the oldest points; the caller has the right to, and tells of them afterwards."""
         self._cause = cause
-        self._tell_untold()
-        if self._sequence is None:
-            self._sequence = self._last_sequence()
         with self._state_lock:
             self._limit = self._pending_max  # the others go on filling, and nothing slows them
             self._set_room_locked()
@@ -334,77 +378,73 @@ class Outbox:
                 departed_at = self._clock()
                 size = self._committer.size.points
                 departure = depart(self._entries, size)
-                if departure is None:
-                    with self._state_lock:
-                        self._limit = self._points_max
-                        self._set_room_locked()
-                    return None
-                takes_all = ENTRY * departure.entries == len(self._entries)
-                self._departing = delivery = Delivery(departure, self._mark_of, size)
-                self.metrics.flushes[cause] += 1
-            self._committer.deliver(delivery)
-            self._account(delivery)
+                if departure is not None:
+                    takes_all = ENTRY * departure.entries == len(self._entries)
+                    self._departing = delivery = Delivery(departure, self._mark_of, size)
+                    self.metrics.flushes[cause] += 1
+            if delivery is not None:
+                self._committer.deliver(delivery)
+                self._account(delivery)
         except BaseException as error:
+            if self._departing is not None and isinstance(error, Exception):
+                self._account(self._departing, error)
             with self._state_lock:
                 pending = self._pending_locked()
                 self._limit = min(pending + self._points_max, self._pending_max)
                 self._set_room_locked()
-            if delivery is not None and isinstance(error, Exception):
-                self._tell_failure(delivery, error)
             raise
+        if delivery is None:
+            with self._state_lock:
+                self._limit = self._points_max
+                self._set_room_locked()
+            return None
         if takes_all:
             self._first_at = departed_at
-        receipt = delivery.receipt()
-        self._tell_untold()
+        self._last_told = len(delivery.departure.awaited)
         self._rest()
-        return delivery.departure.points, receipt
+        return delivery.departure.points, delivery.receipt()
 
-    def _tell_untold(self) -> None:
-        """Tell who waits for points of the last batch; again, where an interrupt came."""
-        delivery = self._untold
-        if delivery is not None:
-            delivery.tell()
-            self._last_told = len(delivery.departure.awaited)
-            self._untold = None
+    def _account(self, delivery: Delivery, failure: Exception | None = None) -> None:
+        """Take off what is pending what of a delivery was settled since the last time.
 
-    def _account(self, delivery: Delivery) -> None:
-        """Take a delivery, or what of it was settled since the last time, off what is pending."""
+        Args:
+            delivery: the one that is departing.
+            failure: told to those who wait for what is left of it.
+        """
         progress = delivery.progress
         receipt = replace(delivery.receipt(delivery.accounted), indices=())
-        committed = join_receipts([(0, self._committed), (0, receipt)])
         rejections = delivery.rejections(delivery.accounted)
+        news = delivery.news(failure)
+        told = delivery.told_of(failure)
         departure = delivery.departure
-        elements = 0 if progress.todo else ENTRY * departure.entries
-        sequence = None if self._sequence is None else self._sequence + 1
+        is_settled = not progress.todo
+        elements = ENTRY * departure.entries
+        sequence = 1 if self._sequence is None else self._sequence + 1
         with self._state_lock:
+            committed = join_receipts([(0, self._committed), (0, receipt)])
+            rejected = self._rejected + rejections
+            all_news = self._news + news
             extra = self._extra - (departure.points - departure.entries)
             settled = self._settled + departure.points
-            rejected = self._rejected
-            # All or none: the first two raise for want of memory, or nothing does, and without
-            # a call among them no interrupt comes between.
-            rejected += rejections
+            # All or none: nothing that follows needs memory, and without a call no interrupt
+            # comes between.
             delivery.accounted = progress
+            delivery.told = told
             self._committed = committed
-            if elements:
+            self._rejected = rejected
+            self._news = all_news
+            self._told = None
+            if is_settled:
                 del self._entries[:elements]
                 self._departing = None
-                self._untold = delivery
                 self._sequence = sequence
                 self._extra = extra
                 self._settled = settled
                 self._failure = None
                 self._limit = self._points_max
             self._set_room_locked()
-
-    def _tell_failure(self, delivery: Delivery, error: Exception) -> None:
-        """Account for what of a delivery was settled before it failed, and tell who waits."""
-        if delivery.progress.todo:
-            self._account(delivery)
-            delivery.tell(error)
-            if len(delivery.departure.awaited) >= delivery.left:
-                awaited = {position for position, _ in delivery.departure.awaited}
-                if awaited.issuperset(delivery.left_positions().tolist()):
-                    self._told = error
+        if failure is not None and not delivery.has_unheard:
+            self._told = failure
 
     def _take_back(self) -> list[DataPoint]:
         """Give all points back that are not settled; the caller has the right to commit."""
@@ -412,46 +452,47 @@ class Outbox:
             self._account(self._departing)  # there may have been no memory for it
         entries = self._entries[:]
         points = points_of(entries)
-        waiting = awaited_in(entries)
+        departing = self._departing
         back = points
-        if self._departing is not None:  # some of it may be settled
-            batch = self._departing.departure.points
-            left = self._departing.left_positions().tolist()
+        news: list[News] = []
+        if departing is not None:  # some of it may be settled
+            batch = departing.departure.points
+            left = departing.left_positions().tolist()
             back = [points[position] for position in left] + points[batch:]
+            news = departing.news()
+        news += news_of_unsaved(awaited_in(entries), "this point was taken back by take_pending()")
         with self._state_lock:
             back = [point for some, _ in self._rejected for point in some] + back
             extra = self._extra - (len(points) - len(entries) // ENTRY)
             sequence = self._sequence
-            if self._departing is not None and sequence is not None:
+            if departing is not None and sequence is not None:
                 sequence += 1  # the number of its batch may be taken
             settled = self._settled + len(points)
             rejected: list[Rejection] = []
+            all_news = self._news + news
             # All that may fail is done: nothing between here and the caller can.
-            del self._entries[: len(entries)]
             self._departing = None
             self._sequence = sequence
             self._extra = extra
             self._settled = settled
             self._rejected = rejected
+            self._news = all_news
             self._limit = self._points_max
             self._failure = None
+            self._told = None
+            del self._entries[: len(entries)]
             self._set_room_locked()
-        self._tell_untold()
-        self._rest()
-        tell_unsaved(waiting, "this point was taken back by take_pending()")
+            self._rest_locked()
         return back
 
     def _mark_of(self, rows: Int64Array, piece: int) -> ProducerMark | None:
-        if not self._handler.marks_producers or self._sequence is None:
+        if not self._handler.marks_producers:
             return None
+        if self._sequence is None:
+            mark = None if self._forgets_producer else self._handler.high_water(self.producer)
+            self._sequence = 0 if mark is None else mark.sequence
         self._marked = True
         return ProducerMark(self.producer, self._sequence + 1, piece)
-
-    def _last_sequence(self) -> int:
-        if self._forgets_producer or not self._handler.marks_producers:
-            return 0
-        mark = self._handler.high_water(self.producer)
-        return 0 if mark is None else mark.sequence
 
     def _pause(self, duration: float) -> bool:
         """Wait before a retry; false where a close wants its turn, or is over."""
@@ -461,27 +502,47 @@ class Outbox:
                 Patience(duration, None), lambda: self._state is not expected
             )
 
+    # What became of points. The calling thread has no lock, and not the right to commit.
+
+    def _tell_news(self) -> None:
+        """Tell who waits for points what became of them; once more, where an interrupt came."""
+        if not self._news:
+            return
+        news: list[News] = []
+        try:
+            with self._state_lock:
+                news, self._news = self._news, news
+            while news:
+                tell, told = news[0]
+                tell(told)
+                del news[0]
+        finally:
+            if news:
+                with self._state_lock:
+                    news += self._news
+                    self._news = news
+
     def _hand_out(self) -> None:
-        """Give rejected points to whoever is there for them; the calling thread has no lock."""
+        """Give rejected points to `on_reject`."""
         on_reject = self._on_reject
         if on_reject is None or not self._rejected:
             return
-        handing: list[Rejection] = []
+        rejected: list[Rejection] = []
         try:
             with self._state_lock:
-                handing, self._rejected = self._rejected, handing
-            while handing:
-                points, error = handing[0]
-                del handing[0]  # from here to the call nothing can come between
+                rejected, self._rejected = self._rejected, rejected
+            while rejected:
+                points, error = rejected[0]
+                del rejected[0]  # from here to the call nothing can come between
                 on_reject(points, error)
         except BaseException as raised:
             raised.add_note("raised by on_reject, or while it was to be called")
             raise
         finally:
-            if handing:
+            if rejected:
                 with self._state_lock:
-                    handing += self._rejected
-                    self._rejected = handing
+                    rejected += self._rejected
+                    self._rejected = rejected
         self._rest()
 
     def _raise_rejected_locked(self) -> None:
@@ -495,9 +556,10 @@ class Outbox:
             error.__cause__ = rejected[0][1]
             self._rejected = []
             self._set_room_locked()
+            self._rest_locked()
             raise error
 
-    def _keep(self, error: BaseException) -> None:
+    def _owe(self, error: BaseException) -> None:
         """Keep an error for whichever write comes next, unless all who lost by it were told.
 
         Of a full buffer it is kept in any case: who waits for room hears why there is none.
@@ -516,16 +578,18 @@ class Outbox:
 
     def _disown(self) -> None:
         """Become the empty copy of a forked child, where no other thread runs."""
-        # Another thread of the parent may have held the locks.
-        self._commit_lock = threading.Lock()
+        # Another thread of the parent may have held the locks, and the right to commit.
+        self._turn = None
         self._state_lock = threading.Lock()
         self._changed = threading.Condition(self._state_lock)
         self._waiting = 0
         self._entries.clear()
         self._rejected = []
+        self._news = []
         self._extra = 0
         self._departing = None
         self._failure = None
+        self._told = None
         self._flusher = None
         self._state = State.FORKED
         self._set_room_locked()

@@ -14,6 +14,9 @@ PAUSE_SECONDS_MAX: Final = 0.05
 """Between two looks at what has no event to wait for, such as a file lock: each pause is half as
 long again as the one before, which costs a waiting process about 20 system calls a second."""
 
+LOST_SECONDS: Final = 1.0
+"""What a notification costs that is lost, because an interrupt came before it was given."""
+
 
 class Patience:
     """How long a call waits: until a deadline, or until it is told to give up.
@@ -65,7 +68,7 @@ class Patience:
             if left == 0:
                 return False
             # An event of the caller's notifies no condition.
-            longest = threading.TIMEOUT_MAX if self._cancel is None else PAUSE_SECONDS_MAX
+            longest = LOST_SECONDS if self._cancel is None else PAUSE_SECONDS_MAX
             condition.wait(longest if left is None else min(left, longest))
         return True
 

@@ -57,8 +57,8 @@ class _Core(core.WriteBuffer):
         self.when_kept = lambda: None  # before its thread begins
         super().__init__(handler, background=background, **options)
 
-    def _keep(self, error: BaseException) -> None:
-        super()._keep(error)
+    def _owe(self, error: BaseException) -> None:
+        super()._owe(error)
         self.when_kept()
 
 

@@ -16,7 +16,6 @@ from tsengine.arrivals import Outcome
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import InvalidDataError, RejectedPointsError
 from tsengine.model import DataPoint, WriteReceipt
-from tsengine.retry import ErrorClass
 
 logger = logging.getLogger("tsengine.aio")
 
@@ -137,7 +136,7 @@ class Call:
 
     def _is_of_points(self, error: Exception) -> bool:
         """Whether an error says that points can never be stored, and not that a commit failed."""
-        return self._handler.error_class(error) in (ErrorClass.PERMANENT, ErrorClass.TOO_LARGE)
+        return isinstance(error, (InvalidDataError, RejectedPointsError))
 
     def _finish(self, outcome: Outcome) -> None:
         self._is_told = True
