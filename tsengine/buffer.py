@@ -294,7 +294,7 @@ class WriteBuffer(Outbox):
             except Exception:
                 self._forget_failure()  # it was of the batch that this call tells about
                 raise
-            self._commit_taken(0)  # what others added may have filled it
+            self._commit_taken(self.pending)  # what others added may have filled it
         else:
             receipt = self._have_flushed(patience)
         with self._state_lock:
@@ -323,12 +323,14 @@ class WriteBuffer(Outbox):
             self._take_turn(turn, patience, even_closed=True)
             if self._state is State.FORKED:
                 raise ForkedError("this buffer was made before a fork; its points are the parent's")
-            back = self._take_back()
+            self._take_back()
         finally:
             if self._turn is turn:
                 self._turn = None
             self._notify()
             self._tell_news()
+        back = self._given_back  # until here an interrupt leaves them with us
+        self._given_back = []
         return back
 
     def close(self, timeout: float | None = None, cancel: threading.Event | None = None) -> None:
@@ -348,6 +350,7 @@ class WriteBuffer(Outbox):
                 nevertheless; `take_pending()` gives the points back.
         """
         patience = Patience(timeout, cancel)
+        turn = Turn()  # here, as everything that is called may be interrupted
         is_mine = False
         failure: Exception | None = None
         try:
@@ -366,6 +369,14 @@ class WriteBuffer(Outbox):
             failure = self._flush_to_close(patience, here=self._commits_here(timeout, cancel))
         finally:
             if is_mine:
+                try:  # as the last who commits, unless a commit hangs: what it does is not known
+                    self._take_turn(turn, patience, even_closed=True)
+                except (WaitError, LifecycleError):
+                    pass
+                finally:
+                    self._state = State.CLOSED
+                    if self._turn is turn:
+                        self._turn = None
                 self._end(patience, is_cancelled=cancel is not None and cancel.is_set())
         self._settle_close(failure)
 
@@ -697,17 +708,8 @@ class WriteBuffer(Outbox):
         return None
 
     def _end(self, patience: Patience, *, is_cancelled: bool) -> None:
-        """Let nobody commit any more, end every wait, and let the thread end."""
-        turn = Turn()
-        try:
-            self._take_turn(turn, patience, even_closed=True)
-        except (WaitError, LifecycleError):
-            pass  # the commit that hangs is the last; what it does is not known
-        finally:
-            self._state = State.CLOSED
-            if self._turn is turn:
-                self._turn = None
-            self._notify()
+        """End every wait, and let the thread end, as nobody commits any more."""
+        self._notify()
         with self._state_lock:
             self._set_room_locked()
         self._tell_unsaved()
@@ -742,7 +744,7 @@ class WriteBuffer(Outbox):
     def _settle_close(self, failure: Exception | None) -> None:
         """Raise what is left when all is done that could be done, or forget the producer."""
         with self._state_lock:
-            count = self._pending_locked() + self._rejected_points_locked()
+            count = self._held_locked()
             if failure is None and self._rejected:
                 failure = self._rejected[0][1]
         if count:

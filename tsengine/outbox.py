@@ -92,6 +92,7 @@ class Outbox:
         "_first_at",
         "_flusher",
         "_forgets_producer",
+        "_given_back",
         "_handler",
         "_is_unwatched",
         "_last_told",
@@ -169,6 +170,7 @@ class Outbox:
         self._committed = NOTHING
         self._rejected: list[Rejection] = []  # not handed out yet
         self._news: list[News] = []  # not told yet
+        self._given_back: list[DataPoint] = []  # on their way to the caller of take_pending
         self._failure: BaseException | None = None  # that nobody has heard of
         self._told: BaseException | None = None  # a failure that futures told of all its points
         self._state = State.OPEN
@@ -186,7 +188,7 @@ class Outbox:
     def pending(self) -> int:
         """How many points were taken and are neither settled nor given back."""
         with self._state_lock:
-            return self._pending_locked() + self._rejected_points_locked()
+            return self._held_locked()
 
     @property
     def committed(self) -> WriteReceipt:
@@ -201,6 +203,10 @@ class Outbox:
 
     def _rejected_points_locked(self) -> int:
         return sum(len(points) for points, _ in self._rejected)
+
+    def _held_locked(self) -> int:
+        """Count all points that are in our hands alone."""
+        return self._pending_locked() + self._rejected_points_locked() + len(self._given_back)
 
     def _set_room_locked(self) -> None:
         self._room = self._room_with_locked(self._extra)
@@ -446,8 +452,8 @@ class Outbox:
         if failure is not None and not delivery.has_unheard:
             self._told = failure
 
-    def _take_back(self) -> list[DataPoint]:
-        """Give all points back that are not settled; the caller has the right to commit."""
+    def _take_back(self) -> None:
+        """Put all points that are not settled into `_given_back`; the caller may commit."""
         if self._departing is not None:
             self._account(self._departing)  # there may have been no memory for it
         entries = self._entries[:]
@@ -462,7 +468,8 @@ class Outbox:
             news = departing.news()
         news += news_of_unsaved(awaited_in(entries), "this point was taken back by take_pending()")
         with self._state_lock:
-            back = [point for some, _ in self._rejected for point in some] + back
+            rejects = [point for some, _ in self._rejected for point in some]
+            back = self._given_back + rejects + back
             extra = self._extra - (len(points) - len(entries) // ENTRY)
             sequence = self._sequence
             if departing is not None and sequence is not None:
@@ -470,7 +477,9 @@ class Outbox:
             settled = self._settled + len(points)
             rejected: list[Rejection] = []
             all_news = self._news + news
-            # All that may fail is done: nothing between here and the caller can.
+            elements = len(entries)
+            # All that may fail is done: what follows is all or none.
+            self._given_back = back
             self._departing = None
             self._sequence = sequence
             self._extra = extra
@@ -480,10 +489,9 @@ class Outbox:
             self._limit = self._points_max
             self._failure = None
             self._told = None
-            del self._entries[: len(entries)]
+            del self._entries[:elements]
             self._set_room_locked()
             self._rest_locked()
-        return back
 
     def _mark_of(self, rows: Int64Array, piece: int) -> ProducerMark | None:
         if not self._handler.marks_producers:
@@ -586,6 +594,7 @@ class Outbox:
         self._entries.clear()
         self._rejected = []
         self._news = []
+        self._given_back = []
         self._extra = 0
         self._departing = None
         self._failure = None
