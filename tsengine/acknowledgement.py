@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from concurrent.futures import Future, InvalidStateError
 
 from tsengine.arrivals import Awaited, News, Outcome, Tell
@@ -49,6 +50,11 @@ class Acknowledgement(Future[WriteReceipt]):
         """Wait, and give what `result` raises."""
         self._check_process()
         return super().exception(timeout)
+
+    def disown(self) -> None:
+        """Be done, in a forked child: nobody commits there. No other thread runs."""
+        self._condition = threading.Condition()  # another thread of the parent may have held it
+        self.set_exception(ForkedError("this point was submitted before a fork"))
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():

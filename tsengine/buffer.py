@@ -35,7 +35,7 @@ from tsengine.errors import (
 from tsengine.flusher import Flusher
 from tsengine.judging import Judge
 from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, WriteReceipt
-from tsengine.options import choice, positive_integer, seconds
+from tsengine.options import boolean, choice, positive_integer, seconds
 from tsengine.outbox import OnReject, Outbox, State, Turn
 from tsengine.retry import RetryPolicy
 from tsengine.waiting import Patience
@@ -58,8 +58,7 @@ GATHERED_MIN: Final = 8
 GATHER_SECONDS: Final = 0.0002
 """In which somebody has to submit for more of them to be waited for: a fifth of a commit."""
 
-EXIT_SECONDS: Final = 30.0
-"""How long a buffer may take at interpreter exit: a backend that hangs is not waited for."""
+NO_PATIENCE: Final = Patience(0.0, None)
 
 
 class WriteBuffer(Outbox):
@@ -118,6 +117,7 @@ class WriteBuffer(Outbox):
     __slots__ = (
         "_age_max",
         "_background",
+        "_closer",
         "_failed_in_row",
         "_full_timeout",
         "_is_wanted",
@@ -154,7 +154,11 @@ class WriteBuffer(Outbox):
         self._age_max = _seconds_option("age_max", age_max)
         self._on_full = _option("on_full", choice("block", "raise"), on_full)
         self._full_timeout = _seconds_option("full_timeout", full_timeout)
-        self._background = background
+        self._background = _option("background", boolean, background)
+        if on_reject is not None and not callable(on_reject):
+            raise UnknownOptionError(f"on_reject={on_reject!r} cannot be called")
+        if retry is not None and not isinstance(retry, RetryPolicy):
+            raise UnknownOptionError(f"retry={retry!r} is no RetryPolicy")
         self._retry = RetryPolicy() if retry is None else retry
         super().__init__(
             handler,
@@ -166,6 +170,7 @@ class WriteBuffer(Outbox):
             clock=clock,
         )
         self._judge = Judge(handler, self._entries)
+        self._closer = 0  # the thread that closes it, once one does; guarded by _state_lock
         self._requests: list[_Request] = []  # of the flusher; guarded by _state_lock
         self._failed_in_row = 0  # attempts of the flusher, which alone changes this and the next
         self._retry_at = 0.0  # no commit by age before
@@ -349,17 +354,23 @@ class WriteBuffer(Outbox):
             UnsavedPointsError: not all was stored, and its cause says why. The buffer is closed
                 nevertheless; `take_pending()` gives the points back.
         """
+        if cancel is not None and cancel.is_set():
+            timeout, cancel = 0.0, None  # it closes all the same
         patience = Patience(timeout, cancel)
         turn = Turn()  # here, as everything that is called may be interrupted
         is_mine = False
+        is_flushed = False
         failure: Exception | None = None
         try:
             with self._state_lock:
                 if self._state is State.OPEN:
                     is_mine = True
+                    self._closer = turn.thread
                     self._state = State.CLOSING
                     self._set_room_locked()
-                elif not self._wait_locked(patience, lambda: self._state is not State.CLOSING):
+                elif self._closer != turn.thread and not self._wait_locked(
+                    patience, lambda: self._state is not State.CLOSING
+                ):
                     raise WaitTimeoutError(
                         f"another thread still closes it after {timeout} seconds"
                     )
@@ -367,17 +378,19 @@ class WriteBuffer(Outbox):
                 return
             self._notify()
             failure = self._flush_to_close(patience, here=self._commits_here(timeout, cancel))
+            is_flushed = True
         finally:
             if is_mine:
-                try:  # as the last who commits, unless a commit hangs: what it does is not known
-                    self._take_turn(turn, patience, even_closed=True)
-                except (WaitError, LifecycleError):
-                    pass
+                if not is_flushed:  # an interrupt is not kept waiting
+                    patience = NO_PATIENCE
+                try:
+                    self._end_commits(turn, patience)
                 finally:
                     self._state = State.CLOSED
+                    has_ended = self._turn is None or self._turn is turn
                     if self._turn is turn:
                         self._turn = None
-                self._end(patience, is_cancelled=cancel is not None and cancel.is_set())
+                    self._end(patience, cancel, has_ended=has_ended)
         self._settle_close(failure)
 
     def __enter__(self) -> Self:
@@ -707,17 +720,27 @@ class WriteBuffer(Outbox):
             return error
         return None
 
-    def _end(self, patience: Patience, *, is_cancelled: bool) -> None:
-        """End every wait, and let the thread end, as nobody commits any more."""
+    def _end_commits(self, turn: Turn, patience: Patience) -> None:
+        """Wait to be the last who commits, unless a commit hangs: what it does is not known."""
+        try:
+            self._take_turn(turn, patience, even_closed=True)
+        except (WaitError, LifecycleError):
+            pass
+
+    def _end(self, patience: Patience, cancel: threading.Event | None, *, has_ended: bool) -> None:
+        """End every wait, and let the thread end, as nobody begins a commit any more."""
         self._notify()
         with self._state_lock:
             self._set_room_locked()
         self._tell_unsaved()
+        if has_ended:
+            # Not before: a successor of that name goes on from our last number. A commit that
+            # goes on lets it go when it ends.
+            keeping.release_producer(self, self.producer, self._handler)
         if self._flusher is not None:
             self._flusher.bell.ring()  # it sees that it is done
+            is_cancelled = cancel is not None and cancel.is_set()
             self._flusher.join(0.0 if is_cancelled else patience.left)
-        # Not before: a successor of that name goes on from our last number.
-        keeping.release_producer(self, self._handler)
 
     def _tell_unsaved(self) -> None:
         """Tell those who still wait for a point that the buffer has closed without it."""
@@ -754,7 +777,7 @@ class WriteBuffer(Outbox):
                 "take_pending() gives them back",
                 count=count,
             ) from failure
-        if failure is not None:
+        if failure is not None and not isinstance(failure, WaitError):
             raise failure  # of on_reject: all points are in somebody's hands
         if self._marked and self._forgets_producer:
             try:
@@ -770,11 +793,11 @@ class WriteBuffer(Outbox):
         self._requests.clear()
         super()._disown()
 
-    def _flush_at_exit(self) -> None:
+    def _flush_at_exit(self, seconds: float) -> None:
         """Store what is pending when the interpreter exits, or say how much was not."""
         failure: object = ""
         try:
-            self.close(timeout=EXIT_SECONDS)
+            self.close(timeout=seconds)
         except BaseException as error:  # noqa: BLE001  # there is nobody to raise it to
             failure = error
         if self.pending or failure:

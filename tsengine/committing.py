@@ -392,12 +392,35 @@ class Committer:
                 handler.write_batch_to_buffer(batch)
                 staged += len(batch)
             is_staged = True
-            return handler.flush_buffer() if mark is None else handler.flush_buffer(mark)
+            receipt = handler.flush_buffer() if mark is None else handler.flush_buffer(mark)
+            self._staging = None  # what is staged from now on is somebody else's
+            return self._checked(receipt, len(rows))
         except BaseException as error:
             handler.discard_buffer()
+            self._staging = None
             if isinstance(error, InvalidDataError) and not is_staged:
                 error.indices = tuple(index + staged for index in error.indices)
             raise
+
+    def _checked(self, receipt: object, points: int) -> WriteReceipt:
+        """Give a handler's receipt, or where it cannot be one of so many points, one that can.
+
+        The points are stored: an error would have them tried again.
+        """
+        if (
+            isinstance(receipt, WriteReceipt)
+            and receipt.submitted == receipt.accepted + receipt.refused == points
+            and all(type(row) is int and 0 <= row < points for row in receipt.indices)
+        ):
+            return receipt
+        logger.error(
+            "%r answered %d points with %r, which is no receipt of them",
+            self._handler,
+            points,
+            receipt,
+            extra={**self._fields, "points": points},
+        )
+        return WriteReceipt(points, points)
 
     def _handle(
         self,

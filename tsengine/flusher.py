@@ -6,7 +6,6 @@ only while it works: an owner that nobody holds any more ends its thread.
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -14,8 +13,6 @@ from typing import Final, Protocol
 
 PAUSE_SECONDS: Final = 1.0
 """Until the next look, where this one failed."""
-
-logger = logging.getLogger("tsengine.buffer")
 
 
 class Worker(Protocol):
@@ -27,6 +24,9 @@ class Worker(Protocol):
         Raises:
             StopIteration: there will never be anything to do again.
         """
+
+    def _owe(self, error: BaseException) -> None:
+        """Keep an error that nobody has heard of."""
 
 
 class Bell:
@@ -52,7 +52,11 @@ class Bell:
 
     def wait(self, seconds: float | None) -> None:
         """Wait until it rings, or for so many seconds."""
-        self._lock.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        if seconds is None:
+            self._lock.acquire()
+        else:
+            is_time = 0 <= seconds <= threading.TIMEOUT_MAX  # a clock may give what it likes
+            self._lock.acquire(timeout=seconds if is_time else PAUSE_SECONDS)
 
 
 class Flusher:
@@ -93,8 +97,8 @@ def _run(held: Callable[[], Worker | None], bell: Bell) -> None:
             seconds = owner._work()
         except StopIteration:
             return
-        except Exception:  # a clock or a log that raises, or no memory: others wait for us
-            logger.exception("the thread of a buffer failed, and goes on in a second")
-            seconds = PAUSE_SECONDS
+        except Exception as error:  # noqa: BLE001  # a clock that raises, or no memory
+            owner._owe(error)
+            seconds = PAUSE_SECONDS  # others wait for us: go on
         del owner  # not to be kept through the wait
         bell.wait(seconds)

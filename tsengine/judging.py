@@ -92,7 +92,7 @@ class Judge:
             return entry
         judged = self._handler.validate_point(point)
         self._remember(judged.labels, kind_of_stored(judged.value), before)
-        return judged
+        return judged.labels, judged.timestamp, judged.value
 
     def judge_unasked(self, point: PointLike) -> tuple[Labels, int, Value] | None:
         """Give one point as an entry, where that takes no question to the handler; else None.

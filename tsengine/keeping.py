@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
+import time
 import weakref
-from typing import Protocol
+from typing import Final, Protocol
 
 from tsengine.errors import ConfigurationError
+
+EXIT_SECONDS: Final = 30.0
+"""How long all buffers may take at exit: a backend that hangs is not waited for."""
 
 
 class Kept(Protocol):
@@ -23,8 +28,8 @@ class Kept(Protocol):
     def _disown(self) -> None:
         """Become the empty copy of a forked child, where no other thread runs."""
 
-    def _flush_at_exit(self) -> None:
-        """Store what is pending, or log how much was not; raises nothing."""
+    def _flush_at_exit(self, seconds: float) -> None:
+        """Store what is pending within so many seconds, or log how much was not; never raises."""
 
 
 def register(buffer: Kept, handler: object) -> None:
@@ -40,12 +45,14 @@ def register(buffer: Kept, handler: object) -> None:
                 f"{buffer.producer!r}; points of one would pass for repeated ones of the other"
             )
         _buffers.add(buffer)
+    _mind_multiprocessing()
 
 
-def release_producer(buffer: Kept, handler: object) -> None:
+def release_producer(buffer: object, producer: str, handler: object) -> None:
     """Let others have the producer name of a buffer that has closed."""
     with _lock:
-        _producers.pop((id(handler), buffer.producer), None)
+        if _producers.get((id(handler), producer)) is buffer:
+            del _producers[id(handler), producer]
 
 
 def keep(buffer: object) -> None:
@@ -68,8 +75,21 @@ def _disown_all() -> None:
 
 
 def _flush_all() -> None:
+    until = time.monotonic() + EXIT_SECONDS
     for buffer in list(_buffers):
-        buffer._flush_at_exit()
+        buffer._flush_at_exit(max(until - time.monotonic(), 0.0))
+
+
+def _mind_multiprocessing() -> None:
+    """See to it that processes of `multiprocessing`, which end in a way of their own, flush."""
+    global _minded_pid  # noqa: PLW0603  # once a process: a new one forgets its finalizers
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _minded_pid != os.getpid():
+        _minded_pid = os.getpid()
+        util.Finalize(None, _flush_all, exitpriority=0)
+
+
+_minded_pid = 0
 
 
 _lock = threading.Lock()

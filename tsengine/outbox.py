@@ -16,7 +16,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from tsengine import keeping
-from tsengine.acknowledgement import news_of_unsaved
+from tsengine.acknowledgement import Acknowledgement, news_of_unsaved
 from tsengine.arrivals import ENTRY, News, awaited_in, depart, points_of
 from tsengine.committing import NOTHING, Committer, Delivery, join_receipts
 from tsengine.engine import WriteBufferHandler
@@ -25,6 +25,7 @@ from tsengine.errors import (
     LifecycleError,
     NotOpenError,
     RejectedPointsError,
+    StorageError,
     WaitTimeoutError,
 )
 from tsengine.flusher import Flusher
@@ -161,8 +162,8 @@ class Outbox:
         )
 
         # Guards all below but the flags. _changed is notified of every end of a commit and of
-        # every change of state.
-        self._state_lock = threading.Lock()
+        # every change of state. A handler of a signal may call us while its thread has it.
+        self._state_lock = threading.RLock()
         self._changed = threading.Condition(self._state_lock)
         self._waiting = 0  # threads that wait for _changed
         self._extra = 0  # points in _entries beyond one an entry
@@ -346,6 +347,8 @@ class Outbox:
                 self._turn = None
             self._notify()
             self._tell_news()
+            if self._state is State.CLOSED:  # it went on while it was closed
+                keeping.release_producer(self, self.producer, self._handler)
         self._hand_out()
         return done
 
@@ -574,6 +577,10 @@ class Outbox:
         """
         if error is self._told and self._pending_locked() < self._pending_max:
             return
+        if not isinstance(error, Exception):  # it would end a thread that has not caused it
+            raised = StorageError(f"a commit was ended by {error!r}")
+            raised.__cause__ = error
+            error = raised
         # Without a lock, which may need memory that is not there: room that is given by another
         # thread meanwhile, or taken once too often, does no harm.
         self._failure = error
@@ -588,9 +595,12 @@ class Outbox:
         """Become the empty copy of a forked child, where no other thread runs."""
         # Another thread of the parent may have held the locks, and the right to commit.
         self._turn = None
-        self._state_lock = threading.Lock()
+        self._state_lock = threading.RLock()
         self._changed = threading.Condition(self._state_lock)
         self._waiting = 0
+        for awaited in awaited_in(self._entries):
+            if isinstance(awaited.waiter, Acknowledgement):
+                awaited.waiter.disown()
         self._entries.clear()
         self._rejected = []
         self._news = []

@@ -38,7 +38,9 @@ class Patience:
             )
         self._timeout = timeout
         self._cancel = cancel
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline = (
+            None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX / 2)
+        )
         self._pause = PAUSE_SECONDS_MIN
         self._check_cancelled()
 
