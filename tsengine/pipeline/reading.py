@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
 
 from tsengine.model import DataPoint
 from tsengine.pipeline.feed import Feed, FeedStoppedError
-from tsengine.pipeline.sources import Source
+from tsengine.pipeline.sources import Item, Source
 
 logger = logging.getLogger("tsengine.copies")
+
+POINTS_A_PASS: Final = 256
+"""Points of an async source after which others in its loop have their turn: some 0.3 ms. One
+that has everything at hand never waits, and would keep the loop until a parcel is full."""
+
+
+class InLoop(AsyncIterable[Item]):
+    """An async source that belongs to an event loop, and is iterated there.
+
+    Attributes:
+        loop: runs until the copy has ended; it must not be the one of the thread that copies.
+    """
+
+    def __init__(self, items: AsyncIterable[Item], loop: asyncio.AbstractEventLoop) -> None:
+        self._items = items
+        self.loop = loop
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return aiter(self._items)
 
 
 class Reader:
     """Reads a source in a thread of its own, which `stop` ends.
 
-    An async source is driven by an event loop of that thread.
+    An async source is driven by an event loop of that thread; `InLoop` by its own, where
+    points are added, while columns are copied and joined, and room is waited for, in a thread.
 
     Args:
         source: what to read.
@@ -56,11 +80,20 @@ class Reader:
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            if isinstance(self._source.items, Iterable):
-                self._read(self._source.items)
+            items = self._source.items
+            if isinstance(items, Iterable):
+                self._read(items)
             else:
-                asyncio.run(self._read_async(self._source.items))
-        except (FeedStoppedError, asyncio.CancelledError) as ended:
+                # Ends, with what was begun in it, before the copy does.
+                with ThreadPoolExecutor(1, thread_name_prefix="tsengine-copy-reader") as waiting:
+                    if isinstance(items, InLoop):
+                        reading = self._read_async(items, waiting)
+                        asyncio.run_coroutine_threadsafe(reading, items.loop).result()
+                    else:
+                        asyncio.run(self._read_async(items, waiting))
+        except (
+            FeedStoppedError, asyncio.CancelledError, concurrent.futures.CancelledError
+        ) as ended:  # fmt: skip
             if not self._is_stopped:
                 error = ended
         except BaseException as raised:  # noqa: BLE001  # raised by whoever takes from the feed
@@ -82,39 +115,53 @@ class Reader:
                     if len(points) < feed.points_max:
                         continue
                     item = None
-                for _ in feed.flush() if item is None else feed.add(item):
-                    feed.wait_for_room()
-            for _ in feed.flush():
-                feed.wait_for_room()
+                if item is None:
+                    self._flush()
+                else:
+                    self._add(item)
+            self._flush()
         except FeedStoppedError:
             raise
         except BaseException:
-            for _ in feed.flush():  # what came before the error lands before it
-                feed.wait_for_room()
+            self._flush()  # what came before the error lands before it
             raise
         finally:
             if isinstance(iterator, Generator):
                 iterator.close()
 
-    async def _read_async(self, items: AsyncIterable[object]) -> None:
+    def _add(self, item: object) -> None:
+        for _ in self._feed.add(item):
+            self._feed.wait_for_room()
+
+    def _flush(self) -> None:
+        for _ in self._feed.flush():
+            self._feed.wait_for_room()
+
+    async def _read_async(self, items: AsyncIterable[object], waiting: ThreadPoolExecutor) -> None:
         feed = self._feed
-        loop = asyncio.get_running_loop()
+        is_ours = not isinstance(items, InLoop)  # the loop, to be held up as we like
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, waiting)
         with self._lock:
             if self._is_stopped:
                 return
             self._task = asyncio.current_task()
         iterator = aiter(items)
+        points = 0
         try:
             async for item in iterator:
-                for _ in feed.add(item):
-                    await loop.run_in_executor(None, feed.wait_for_room)
-            for _ in feed.flush():
-                await loop.run_in_executor(None, feed.wait_for_room)
+                if is_ours or (type(item) in (DataPoint, tuple) and not feed.has_batches):
+                    for _ in feed.add(item):
+                        await in_thread(feed.wait_for_room)
+                    points += 1
+                    if points % POINTS_A_PASS == 0:
+                        await asyncio.sleep(0)
+                else:
+                    await in_thread(self._add, item)
+            await in_thread(self._flush)
         except (FeedStoppedError, asyncio.CancelledError):
             raise
         except BaseException:
-            for _ in feed.flush():
-                await loop.run_in_executor(None, feed.wait_for_room)
+            await in_thread(self._flush)
             raise
         finally:
             with self._lock:
