@@ -290,6 +290,7 @@ class WriteBuffer(Outbox):
             Exception: what the handler raised, unchanged. The batches before are
                 committed, all other points are pending.
         """
+        self._check_outside()
         patience = Patience(timeout, cancel)
         if self._commits_here(timeout, cancel):
             with self._state_lock:
@@ -322,6 +323,7 @@ class WriteBuffer(Outbox):
             ForkedError: the points are the parent's.
             WaitTimeoutError, CancelledError: the wait ended first; nothing was taken.
         """
+        self._check_outside()
         patience = Patience(timeout, cancel)
         turn = Turn()
         try:
@@ -354,6 +356,7 @@ class WriteBuffer(Outbox):
             UnsavedPointsError: not all was stored, and its cause says why. The buffer is closed
                 nevertheless; `take_pending()` gives the points back.
         """
+        self._check_outside()
         if cancel is not None and cancel.is_set():
             timeout, cancel = 0.0, None  # it closes all the same
         patience = Patience(timeout, cancel)
@@ -508,13 +511,13 @@ class WriteBuffer(Outbox):
         """Append judged entries, all in one step."""
         with self._state_lock:
             self._check_state_locked()
-            extra = self._extra + points - len(entries) // ENTRY
-            room = self._room_with_locked(extra)
+            more = points - len(entries) // ENTRY
+            room = self._room_with_locked(self._extra + more)
             held = self._entries
             # All three or none: the first takes the points or raises, and from there on
             # nothing needs memory, and no call lets an interrupt in.
             held += entries
-            self._extra = extra
+            self._extra += more
             self._room = room
         if self._is_unwatched:
             self._watch()
@@ -614,7 +617,8 @@ class WriteBuffer(Outbox):
                     receipt = self._flush_here(cause)
                     while cause == "close" and self._pending_locked():
                         self._flush_here(cause)
-                self._commit_full()
+                if cause or self._background:  # what others added meanwhile may have filled it
+                    self._commit_full()
         except BaseException as error:  # noqa: BLE001  # told to whoever asked, or kept
             failure = error
         is_heard = self._answer(requests, receipt, failure)

@@ -227,6 +227,17 @@ class Outbox:
         if self._state is not State.OPEN:
             raise NotOpenError("this buffer is closed")
 
+    def _check_outside(self) -> None:
+        """Raise where a handler of a signal calls us in the midst of a step of this thread's.
+
+        To write is harmless there; to commit or to close would change what the step stands on.
+        """
+        if self._state_lock._is_owned():  # type: ignore[attr-defined]  # as a Condition asks it
+            raise LifecycleError(
+                "called by a signal in the midst of a call of this buffer: let the handler set an "
+                "event or raise, and close the buffer outside of it"
+            )
+
     # Watching.
 
     def _watch(self) -> None:
