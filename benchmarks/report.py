@@ -25,6 +25,9 @@ from benchmarks.figures_aggregation import (
     figure_16,
     figure_17,
 )
+from benchmarks.figures_aio import figure_11
+from benchmarks.figures_buffering import figure_9, figure_10
+from benchmarks.figures_pipeline import figure_12
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
@@ -41,6 +44,10 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     6: figure_6,
     7: figure_7,
     8: figure_8,
+    9: figure_9,
+    10: figure_10,
+    11: figure_11,
+    12: figure_12,
     13: figure_13,
     14: figure_14,
     15: figure_15,

@@ -33,6 +33,8 @@ class Sizes:
         opens: fresh processes that open the store.
         tiny_commits: commits of one point, over all rounds.
         flushes: flushes of `run_points` whose spread is looked at.
+        submit_seconds: how long threads submit points.
+        copied_points: points of the copy whose memory is looked at.
     """
 
     series: int = 1_000
@@ -48,6 +50,8 @@ class Sizes:
     opens: int = 9
     tiny_commits: int = 100_000
     flushes: int = 400
+    submit_seconds: float = 3.0
+    copied_points: int = 20_000_000
 
     def quick(self) -> Sizes:
         """Give sizes a tenth or less of these: to see that it runs, not what it measures."""
@@ -60,6 +64,8 @@ class Sizes:
             opens=3,
             tiny_commits=1_000,
             flushes=40,
+            submit_seconds=0.3,
+            copied_points=200_000,
         )
 
 

@@ -180,6 +180,19 @@ class BackendBenchmarks(ABC):
 
         assert benchmark.pedantic(write, setup=setup, rounds=ROUNDS) == len(batch)
 
+    def test_copy(
+        self, benchmark: Benchmark, new_engine: Callable[[], Engine], engine: Engine
+    ) -> None:
+        """`tsengine.copy` of the store that is read into an empty one of the same backend."""
+
+        def setup() -> Arguments:
+            return (engine, new_engine()), {}
+
+        def copy(source: Engine, target: Engine) -> int:
+            return tsengine.copy(source, target).accepted
+
+        assert benchmark.pedantic(copy, setup=setup, rounds=ROUNDS) == engine.count()
+
     # Reading.
 
     def test_whole_series(self, benchmark: Benchmark, engine: Engine, labels: Labels) -> None:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
+from tsengine.buffered import BufferedEngine
 from tsengine.engine import Engine
 from tsengine.model import INT64_MAX, Labels, ValueKind
 from tsengine.testing import Lockstep, Target, operations
+from tsengine.testing.agreement import EngineFactory
 from tsengine.testing.operations import Compact, Delete, Operation, Write, WriteColumns
 from tsengine.testing.strategies import Selected
 
@@ -50,13 +52,22 @@ def lmdb_with(
     return Target(lmdb, options, buffer_points, compacts)
 
 
+def buffered(make: EngineFactory, points_max: int, **options: object) -> Target:
+    """Make a target whose engine flushes a buffer of its own before it answers."""
+    return Target(
+        lambda path, **given: BufferedEngine(make(path, **given), points_max=points_max), options
+    )
+
+
 BACKENDS = {"memory": Target(memory), "lmdb": lmdb_with(merging="inline")}
 
 EQUIVALENT = {
     "memory, buffer of 1": Target(memory, buffer_points=1),
     "memory, buffer of 4096": Target(memory, buffer_points=4_096),
+    "memory, buffer within": buffered(memory, 3),
     "lmdb, buffer of 1": lmdb_with(buffer_points=1, merging="inline"),
     "lmdb, buffer of 4096": lmdb_with(buffer_points=4_096, merging="background"),
+    "lmdb, buffer within": buffered(lmdb, 4_096, merging="inline"),
     "lmdb, merged after every flush": lmdb_with(buffer_points=3, compacts=True, merging="inline"),
     "lmdb, never merged": lmdb_with(buffer_points=3, merging="manual"),
     "lmdb, blocks of 8": lmdb_with(compacts=True, block_points=8),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tsengine.arrivals
 from tsengine.arrivals import (
+    Awaited,
     Columns,
     Departure,
     count_points,
@@ -134,20 +135,63 @@ def test_entries_give_back_their_points(
 
 
 @given(st.integers(1, 30), st.data())
-def test_rows_are_told_in_order_of_arrival(points_max: int, data: st.DataObject) -> None:
-    """Row numbers of a handler become numbers of arrival, ascending, counted from a batch on."""
+def test_a_part_of_a_departure_is_a_departure(points_max: int, data: st.DataObject) -> None:
+    """Chosen rows alone are grouped as all are, and come back as points by arrival."""
     entries, points = entries_of(data.draw(calls), points_max)
     departure = depart(entries, points_max)
     if departure is None:
         return
     rows = rows_of(departure)
-    staged = len(departure.batches[0]) if len(departure.batches) > 1 else 0
-    chosen = data.draw(st.lists(st.integers(0, len(rows) - staged - 1), unique=True))
-    arrived = departure.arrived(chosen, staged)
-    assert list(arrived) == sorted(arrived)
-    assert sorted(map(repr, (points[row] for row in arrived))) == sorted(
-        map(repr, (rows[staged + row] for row in chosen))
-    )
+    chosen = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=1)))
+    batches = departure.part(np.array(chosen))
+    found = [point for batch in batches for one in batch.groups() for point in one.points()]
+    assert found == [rows[row] for row in chosen]
+    assert len({batch.values.dtype for batch in batches}) == len(batches)
+    for batch in batches:
+        assert len(set(batch.labels)) == len(batch.labels) == len(batch.offsets) - 1
+        assert batch.judged
+    arrived = sorted(departure.positions[chosen].tolist())
+    assert departure.points_of(np.array(chosen)) == [points[place] for place in arrived]
+
+
+@given(st.lists(points_of_kind, max_size=12), st.data())
+def test_awaited_points_depart_like_others(
+    some: list[tuple[ValueKind, list[DataPoint]]], data: st.DataObject
+) -> None:
+    """Points whose fate is waited for depart in their place, and are named by arrival."""
+    entries: list[object] = []
+    plain: list[object] = []
+    awaited: list[tuple[int, object]] = []
+    arrived = 0
+    for kind, points in some:
+        if data.draw(st.booleans()):
+            columns = columns_of(kind, points).entries(points[0].labels, 20)
+            entries += columns
+            plain += columns
+            arrived += len(points)
+            continue
+        for labels, timestamp, value in points:
+            plain += (labels, timestamp, value)
+            if data.draw(st.booleans()):
+                waiter = object()
+                awaited.append((arrived, waiter))
+                entries += (labels, timestamp, Awaited(value, waiter, lambda told: None))
+            else:
+                entries += (labels, timestamp, value)
+            arrived += 1
+    points_max = data.draw(st.integers(20, 40))
+    departure, expected = depart(entries, points_max), depart(plain, points_max)
+    assert points_of(entries) == points_of(plain)
+    assert count_points(entries) == count_points(plain)
+    if departure is None or expected is None:
+        assert departure is expected
+        return
+    assert rows_of(departure) == rows_of(expected)
+    assert departure.entries == expected.entries
+    assert departure.positions.tolist() == expected.positions.tolist()
+    assert [(place, value.waiter) for place, value in departure.awaited] == [
+        (place, waiter) for place, waiter in awaited if place < departure.points
+    ]
 
 
 def test_only_stored_forms_have_a_kind() -> None:

@@ -6,14 +6,18 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.recorder import AT_ONCE, A, B, C, Recorder, failing, points, run_threads
+from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import WriteBufferHandler
@@ -21,6 +25,7 @@ from tsengine.errors import (
     ConfigurationError,
     DuplicatePointError,
     NotOpenError,
+    RejectedPointsError,
     StorageError,
     UnknownOptionError,
     UnsavedPointsError,
@@ -31,142 +36,12 @@ from tsengine.model import (
     GroupedBatch,
     Labels,
     PointLike,
-    PointRules,
     ProducerMark,
-    Value,
-    ValueKind,
     WriteReceipt,
-    fit_value,
 )
 from tsengine.testing.faults import Fault, FaultyHandler, When
 
-A, B, C = (Labels("cpu", host=host) for host in "abc")
 SERIES = [Labels("load", host=str(number)) for number in range(5)]
-
-Plan = Callable[[], None]
-
-
-class Recorder(WriteBufferHandler):
-    """A handler that keeps what it is given, under marks; the smallest that is exact.
-
-    Attributes:
-        commits: the batches of each commit that took effect.
-        marks: the mark of each flush, whether or not it took effect.
-        when_asked: called when the handler is asked about a point.
-        before, after: called in each flush before and after it takes effect; may raise.
-        refuses: whether a value is refused by a cap.
-    """
-
-    marks_producers = True
-
-    def __init__(self, *, marks_producers: bool = True) -> None:
-        self.marks_producers = marks_producers
-        self.commits: list[list[GroupedBatch]] = []
-        self.marks: list[ProducerMark | None] = []
-        self.stored: list[DataPoint] = []
-        self.forgotten: list[str] = []
-        self.when_asked: Plan = lambda: None
-        self.before: Plan = lambda: None
-        self.after: Plan = lambda: None
-        self.refuses: Callable[[Value], bool] = lambda value: False
-        self._staged = threading.local()
-        self._lock = threading.Lock()  # makes a commit atomic
-        self._high: dict[str, ProducerMark] = {}
-        self._kinds: dict[Labels, ValueKind] = {}
-
-    @property
-    def timestamp_min(self) -> int:
-        """The rule of a store without options."""
-        return 1
-
-    def validate_point(self, point: PointLike) -> DataPoint:
-        """Judge as a store does that knows what was committed."""
-        self.when_asked()
-        rules = PointRules()
-        labels, moment, value = point
-        rules.check_labels(labels)
-        return DataPoint(
-            labels, rules.check_timestamp(moment), fit_value(value, self._kinds.get(labels))[1]
-        )
-
-    def series_kind(self, labels: Labels) -> ValueKind | None:
-        """Give the kind by what was committed."""
-        return self._kinds.get(labels)
-
-    def write_to_buffer(self, point: PointLike) -> None:
-        """Not what a buffer should call where there is a better way."""
-        raise AssertionError("a buffer stages batches")
-
-    def write_batch_to_buffer(self, batch: GroupedBatch) -> None:
-        """Stage for this thread."""
-        self.staged.append(batch)
-
-    @property
-    def staged(self) -> list[GroupedBatch]:
-        """What this thread staged."""
-        if not hasattr(self._staged, "batches"):
-            self._staged.batches = []
-        staged: list[GroupedBatch] = self._staged.batches
-        return staged
-
-    def flush_buffer(self, mark: ProducerMark | None = None) -> WriteReceipt:
-        """Commit, unless the mark was there before."""
-        batches, self._staged.batches = self.staged, []
-        self.marks.append(mark)
-        self.before()
-        points = [point for batch in batches for one in batch.groups() for point in one.points()]
-        with self._lock:
-            high = None if mark is None else self._high.get(mark.producer)
-            if mark is not None and (high is None or high < mark):
-                self._high[mark.producer] = mark
-                high = None
-            if high is None:
-                self.commits.append(batches)
-                self.stored += points
-                self._kinds.update((point.labels, _kind(point.value)) for point in points)
-        self.after()
-        refused = [row for row, point in enumerate(points) if self.refuses(point.value)]
-        reasons = {"cap": len(refused)} if refused else {}
-        count = len(points)
-        return WriteReceipt(count, count - len(refused), len(refused), 0, reasons, tuple(refused))
-
-    def discard_buffer(self) -> None:
-        """Forget what this thread staged."""
-        self._staged.batches = []
-
-    def high_water(self, producer: str) -> ProducerMark | None:
-        """Give the highest mark."""
-        return self._high.get(producer)
-
-    def forget_producer(self, producer: str) -> None:
-        """Drop the mark."""
-        self.forgotten.append(producer)
-        self._high.pop(producer, None)
-
-    def of(self, labels: Labels) -> list[DataPoint]:
-        """What was stored of a series, in order of commits."""
-        return [point for point in self.stored if point.labels is labels]
-
-
-def _kind(value: Value) -> ValueKind:
-    return fit_value(value, integers=ValueKind.INT)[0]
-
-
-def failing(times: int, error: Callable[[], BaseException] = lambda: StorageError("no")) -> Plan:
-    """Make a plan that fails so many times, then no more."""
-    left = [times]
-
-    def plan() -> None:
-        if left[0]:
-            left[0] -= 1
-            raise error()
-
-    return plan
-
-
-def points(count: int, labels: Labels = A, start: int = 1) -> list[DataPoint]:
-    """Make points with the values 0.0, 1.0, … at successive timestamps."""
-    return [DataPoint(labels, start + number, float(number)) for number in range(count)]
 
 
 @pytest.fixture
@@ -220,7 +95,7 @@ def test_large_calls_are_committed_in_batches(recorder: Recorder, points_max: in
 def test_receipts_count_points_in_order_of_arrival(recorder: Recorder) -> None:
     """The receipt of a flush sums its commits; refused points are named by order of arrival."""
     recorder.refuses = lambda value: value in (2.0, "b")
-    buffer = WriteBuffer(recorder, points_max=8, pending_max=100)
+    buffer = WriteBuffer(recorder, points_max=8, pending_max=100, retry=AT_ONCE)
     recorder.before = failing(1)
     some: list[PointLike] = [
         (A, 1, 1.0), (B, 1, "a"), (C, 1, 2.0), (A, 2, 2.0), (B, 2, "b"), (A, 3, 3.0), (B, 3, "b"),
@@ -235,33 +110,36 @@ def test_receipts_count_points_in_order_of_arrival(recorder: Recorder) -> None:
     buffer.close()
 
 
-def test_a_refused_commit_names_pending_points(memory: MemoryEngine) -> None:
-    """Of two buffers that race for the kind of a series, the loser's error counts its points."""
+def test_a_kind_lost_to_another_buffer_rejects_its_points_alone(memory: MemoryEngine) -> None:
+    """Of two buffers that race for the kind of a series, the loser's points are in the error."""
     first, second = WriteBuffer(memory), WriteBuffer(memory)
     first.write_many([(A, 1, 1.0), (B, 1, 1.0)])
     second.write_many([(C, 1, "ok"), (A, 1, "text"), (B, 2, 2.0), (A, 2, "text"), (C, 2, "ok")])
     first.close()
-    with pytest.raises(ValueKindError) as caught:
+    with pytest.raises(RejectedPointsError) as caught:
         second.flush()
-    assert caught.value.indices == (1, 3)
-    given = second.take_pending()
-    second.write_many(point for row, point in enumerate(given) if row not in caught.value.indices)
+    assert caught.value.points == [(A, 1, "text"), (A, 2, "text")]
+    ((points, error),) = caught.value.rejections
+    assert isinstance(error, ValueKindError)
+    assert error.indices == (0, 1)
+    assert len(points) == 2
+    assert second.pending == 0
     second.close()
     assert [len(batch) for batch in memory.query()] == [1, 2, 2]
 
 
-def test_a_policy_that_raises_names_pending_points() -> None:
-    """Under the policy `error` a flush raises with indices and stores nothing of its batch."""
+def test_a_policy_that_raises_rejects_its_points_alone() -> None:
+    """Under the policy `error` only the points that repeat others are rejected."""
     with MemoryEngine("", duplicate_policy="error") as engine:
         engine.write([(A, 2, 1.0)])
         buffer = WriteBuffer(engine)
-        buffer.write_many([(B, 2, 1.0), (A, 2, 1.0), (A, 3, 1.0)])
-        with pytest.raises(DuplicatePointError) as caught:
+        buffer.write_many([(B, 2, 1.0), (A, 2, 5.0), (A, 3, 1.0), (A, 3, 6.0)])
+        with pytest.raises(RejectedPointsError) as caught:
             buffer.flush()
-        assert caught.value.indices == (1,)
-        assert engine.count() == 1
-        assert len(buffer.take_pending()) == 3
+        assert isinstance(caught.value.__cause__, DuplicatePointError)
+        assert caught.value.points == [(A, 2, 5.0), (A, 3, 6.0)]
         buffer.close()
+        assert engine.count() == 3
 
 
 def test_a_handler_may_stage_point_by_point() -> None:
@@ -310,7 +188,7 @@ def test_a_failed_flush_keeps_everything_and_can_be_repeated(recorder: Recorder)
     """The error passes unchanged; the batch is tried again as it was, then the later points."""
     cause = OSError("the handler's own")
     recorder.before = failing(2, lambda: cause)
-    buffer = WriteBuffer(recorder, points_max=100)
+    buffer = WriteBuffer(recorder, points_max=100, retry=AT_ONCE)
     buffer.write_many(points(3))
     with pytest.raises(OSError, match="own") as caught:
         buffer.flush()
@@ -334,7 +212,7 @@ def test_an_unknown_outcome_stores_nothing_twice(
     """A commit that failed, took effect or not, is repeated until told; each point counts once."""
     with MemoryEngine("", duplicate_policy="sum") as engine:
         faults = FaultyHandler(engine, Fault(method, at=2, times=2, when=when))
-        buffer = WriteBuffer(faults, points_max=4, pending_max=8)
+        buffer = WriteBuffer(faults, points_max=4, pending_max=8, retry=AT_ONCE)
         taken = 0
         for number in range(40):
             try:
@@ -349,7 +227,7 @@ def test_an_unknown_outcome_stores_nothing_twice(
 def test_the_error_of_a_write_that_filled_the_buffer_goes_to_the_next(recorder: Recorder) -> None:
     """A commit by size that fails does not fail its write; the next one raises, once."""
     recorder.before = failing(1)
-    buffer = WriteBuffer(recorder, points_max=3, pending_max=9)
+    buffer = WriteBuffer(recorder, points_max=3, pending_max=9, retry=AT_ONCE)
     for point in points(3):
         buffer.write(point)
     assert buffer.pending == 3
@@ -371,7 +249,7 @@ def test_the_error_of_a_write_that_filled_the_buffer_goes_to_the_next(recorder: 
 def test_a_bulk_write_raises_a_kept_error_before_it_takes(recorder: Recorder, way: str) -> None:
     """An error kept from a commit by size is raised by a bulk write too, which takes nothing."""
     recorder.before = failing(1)
-    buffer = WriteBuffer(recorder, points_max=3)
+    buffer = WriteBuffer(recorder, points_max=3, retry=AT_ONCE)
     buffer.write_many(points(3))
     calls: dict[str, Callable[[], None]] = {
         "write_many": lambda: buffer.write_many(points(2, B)),
@@ -388,7 +266,7 @@ def test_a_bulk_write_raises_a_kept_error_before_it_takes(recorder: Recorder, wa
 def test_a_full_buffer_raises_without_taking(recorder: Recorder) -> None:
     """At `pending_max` each write tries to commit, and raises what that failed with."""
     recorder.before = failing(10**9)
-    buffer = WriteBuffer(recorder, points_max=2, pending_max=4)
+    buffer = WriteBuffer(recorder, points_max=2, pending_max=4, retry=AT_ONCE)
     taken = 0
     for point in points(30):
         try:
@@ -410,7 +288,7 @@ def test_a_full_buffer_raises_without_taking(recorder: Recorder) -> None:
 
 def test_a_flush_that_succeeds_settles_a_kept_error(recorder: Recorder) -> None:
     """Once the failed batch is committed, or taken back, no write hears of the failure."""
-    buffer = WriteBuffer(recorder, points_max=2, pending_max=8)
+    buffer = WriteBuffer(recorder, points_max=2, pending_max=8, retry=AT_ONCE)
     for settle in (buffer.flush, buffer.take_pending):
         recorder.before = failing(1)
         buffer.write_many(points(2))
@@ -428,7 +306,7 @@ def test_a_flush_that_succeeds_settles_a_kept_error(recorder: Recorder) -> None:
 def test_taking_points_back_leaves_their_batch_number_unused(recorder: Recorder) -> None:
     """After `take_pending` of a batch that was stored unknown to us, new points are stored."""
     recorder.after = failing(1)
-    buffer = WriteBuffer(recorder, points_max=100, producer="named")
+    buffer = WriteBuffer(recorder, points_max=100, producer="named", retry=AT_ONCE)
     some: list[PointLike] = [*points(2), (B, 1, {"a": 1})]
     buffer.write_many(some)
     buffer.write_series(C, [1, 2], np.array([5, 6]))
@@ -511,7 +389,7 @@ def test_a_close_in_the_midst_of_a_write_stands(recorder: Recorder, way: str) ->
 def test_close_says_what_it_could_not_save(recorder: Recorder) -> None:
     """A close that fails raises with the count and the cause; the points can be taken back."""
     recorder.before = failing(1)
-    buffer = WriteBuffer(recorder)
+    buffer = WriteBuffer(recorder, retry=AT_ONCE)
     buffer.write_many(points(3))
     with pytest.raises(UnsavedPointsError, match="take_pending") as caught:
         buffer.close()
@@ -564,7 +442,7 @@ def test_a_named_producer_goes_on_counting(recorder: Recorder) -> None:
     assert [mark and mark.sequence for mark in recorder.marks] == [1, 2, 3, 4, 5, 6]
     assert len(recorder.stored) == 12
     assert recorder.high_water("gateway") == ProducerMark("gateway", 6)
-    forgotten = WriteBuffer(recorder, producer="gateway")
+    forgotten = WriteBuffer(recorder, producer="gateway", age_max=None)
     del forgotten
     gc.collect()
     WriteBuffer(recorder, producer="gateway").close()
@@ -572,11 +450,11 @@ def test_a_named_producer_goes_on_counting(recorder: Recorder) -> None:
 
 def test_a_named_producer_whose_number_is_unknown_is_not_guessed(recorder: Recorder) -> None:
     """Where the stored mark cannot be read a flush fails, and numbers on once it can."""
-    with WriteBuffer(recorder, producer="gateway") as buffer:
+    with WriteBuffer(recorder, producer="gateway", retry=AT_ONCE) as buffer:
         buffer.write((A, 1, 0.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "high_water", failing(1))
-        buffer = WriteBuffer(recorder, producer="gateway")
+        buffer = WriteBuffer(recorder, producer="gateway", retry=AT_ONCE)
         buffer.write((A, 2, 1.0))
         with pytest.raises(TypeError):  # the plan takes no argument: any error will do
             buffer.flush()
@@ -585,13 +463,17 @@ def test_a_named_producer_whose_number_is_unknown_is_not_guessed(recorder: Recor
     assert recorder.stored == points(2)
 
 
-def test_points_do_not_go_in_silence(recorder: Recorder) -> None:
-    """A buffer that is dropped with pending points warns, naming how many they were."""
-    buffers = [WriteBuffer(recorder)]
-    buffers[0].write((A, 1, 0.0))
-    buffers[0].write_series(A, [1, 2], [0.0, 1.0])
-    with pytest.warns(RuntimeWarning, match="3 pending points"):
-        buffers.clear()
+def test_a_buffer_with_pending_points_is_kept(recorder: Recorder) -> None:
+    """A buffer that everybody drops stores its pending points before it goes."""
+    arrived = threading.Event()
+    recorder.after = arrived.set
+    WriteBuffer(recorder, age_max=0.01).write((A, 1, 0.0))
+    gc.collect()
+    assert arrived.wait(30)
+    assert recorder.stored == points(1)
+    gone = weakref.ref(WriteBuffer(recorder, age_max=None))
+    gc.collect()
+    assert gone() is None
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
@@ -607,7 +489,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         "buffer = WriteBuffer(engine)\n"
     )
     return subprocess.run(
-        [sys.executable, "-c", preamble + script],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", preamble + script],
         capture_output=True,
         text=True,
         timeout=60,
@@ -615,10 +497,39 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_points_do_not_go_in_silence_at_exit() -> None:
-    """A process that ends with pending points says so on standard error."""
-    assert "1 pending points" in run("buffer.write((A, 1, 1.0))").stderr
-    assert run("buffer.write((A, 1, 1.0)); buffer.close()").stderr == ""
+@pytest.mark.parametrize("options", ["age_max=None", "age_max=3600", "background=True"])
+def test_exit_flushes(tmp_path: Path, options: str) -> None:
+    """A process that ends with pending points stores them, whoever still holds the buffer."""
+    ended = run(
+        f"""
+from tsengine.backends.lmdb import LmdbEngine
+engine = LmdbEngine({str(tmp_path / "store")!r}).open()
+WriteBuffer(engine, {options}).write((A, 1, 1.0))
+buffer.write((A, 1, 1.0))
+buffer.close()
+"""
+    )
+    assert ended.stderr == ""
+    with LmdbEngine(str(tmp_path / "store")) as engine:
+        assert engine.count() == 1
+
+
+def test_exit_says_what_it_could_not_save() -> None:
+    """What cannot be stored at exit is logged with its count, also of a closed buffer."""
+    assert run("buffer.write((A, 1, 1.0))").stderr == ""
+    ended = run("buffer.write_many([(A, 1, 1.0), (A, 2, 1.0)]); engine.close()")
+    assert "2 pending points" in ended.stderr
+    ended = run(
+        """
+buffer.write((A, 1, 1.0))
+engine.close()
+try:
+    buffer.close()
+except UnsavedPointsError:
+    pass
+"""
+    )
+    assert "1 pending points" in ended.stderr
 
 
 def test_a_forked_child_has_no_points() -> None:
@@ -653,38 +564,6 @@ print(engine.query()[0].values.tolist())
 
 
 # ------------------------------------------------------------------------- threads
-
-
-class Switching:
-    """Has the interpreter switch threads as often as it can."""
-
-    def __enter__(self) -> Self:
-        self.interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self.interval)
-
-
-def run_threads(work: Callable[[int], None], count: int) -> None:
-    """Run threads, and raise what one of them raised."""
-    errors: list[BaseException] = []
-
-    def guarded(number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:  # noqa: BLE001  # raised below, in the test's thread
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
-    with Switching():
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if errors:
-        raise errors[0]
 
 
 THREADS = 6
@@ -803,7 +682,9 @@ def test_faults_lose_nothing_and_store_nothing_twice(
             raise StorageError("after")
 
     recorder.before, recorder.after = before, after
-    buffer = WriteBuffer(recorder, points_max=points_max, pending_max=factor * points_max)
+    buffer = WriteBuffer(
+        recorder, points_max=points_max, pending_max=factor * points_max, retry=AT_ONCE
+    )
     taken: list[list[int]] = [[] for _ in range(3)]
 
     def work(number: int) -> None:

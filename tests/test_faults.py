@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer
-from tsengine.errors import StorageError, UnsavedPointsError
-from tsengine.model import Labels
+from tsengine.errors import InvalidDataError, StorageError, UnsavedPointsError
+from tsengine.model import DataPoint, GroupedBatch, Labels
+from tsengine.retry import RetryPolicy
 from tsengine.testing import Fault, FaultyHandler, ReferenceModel, When, assert_range
 
 A, B = Labels("cpu", host="a"), Labels("cpu", host="b")
+AT_ONCE = RetryPolicy(max_retries=0)
 POINTS = [(A, 1, 1.0), (B, 1, 2.0), (A, 1, 4.0), (A, 2, 8.0)]
 
 
@@ -26,7 +29,7 @@ def test_a_failed_flush_is_repeated_without_loss_or_repetition(
     points = POINTS if policy != "error" else POINTS[1:]
     with MemoryEngine(duplicate_policy=policy) as engine:
         handler = FaultyHandler(engine, Fault("flush_buffer", at=2, times=times, when=when))
-        buffer = WriteBuffer(handler)
+        buffer = WriteBuffer(handler, retry=AT_ONCE)
         model = ReferenceModel(duplicate_policy=policy)
         buffer.write((A, 50, 0.5))
         buffer.flush()
@@ -49,7 +52,7 @@ def test_points_are_kept_whatever_call_fails(method: str) -> None:
     """A fault in staging keeps every point in the buffer, in order."""
     with MemoryEngine() as engine:
         handler = FaultyHandler(engine)
-        buffer = WriteBuffer(handler)
+        buffer = WriteBuffer(handler, retry=AT_ONCE)
         buffer.write_many(POINTS)
         handler.faults.append(Fault(method))
         try:
@@ -63,7 +66,8 @@ def test_points_are_kept_whatever_call_fails(method: str) -> None:
 def test_a_close_that_fails_says_what_is_unsaved() -> None:
     """UnsavedPointsError counts the points, which take_pending gives back after close."""
     with MemoryEngine() as engine:
-        buffer = WriteBuffer(FaultyHandler(engine, Fault("flush_buffer", times=100)))
+        faults = FaultyHandler(engine, Fault("flush_buffer", times=100))
+        buffer = WriteBuffer(faults, retry=AT_ONCE)
         buffer.write_many(POINTS)
         with pytest.raises(UnsavedPointsError) as caught:
             buffer.close()
@@ -84,6 +88,59 @@ def test_faults_count_down() -> None:
         assert fault.calls == 4
     with pytest.raises(ValueError, match="flush_buffer"):
         Fault("flush")
+
+
+def test_a_fault_may_strike_every_kth_call_and_certain_points() -> None:
+    """Faults repeat by `every`, and count only flushes that are about their points."""
+    with MemoryEngine() as engine:
+        handler = FaultyHandler(
+            engine,
+            Fault("flush_buffer", at=2, every=3, about=lambda point: point.labels is B),
+        )
+        failed = []
+        for moment in range(1, 10):
+            handler.write_to_buffer((A, moment, 1.0))
+            handler.flush_buffer()
+            handler.write_batch_to_buffer(
+                GroupedBatch([B], np.array([0, 1]), np.array([moment]), np.array([1.0]))
+            )
+            try:
+                handler.flush_buffer()
+            except StorageError:
+                failed.append(moment)
+        assert failed == [2, 5, 8]
+        assert engine.count(A) == 9
+        assert engine.count(B) == 6
+    for wrong in ({"every": 1, "times": 2}, {"method": "discard_buffer", "about": bool}):
+        with pytest.raises(ValueError, match=r"every|about"):
+            Fault(**{"method": "flush_buffer", **wrong})  # type: ignore[arg-type]  # what it must refuse
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_one_failing_series_keeps_no_other(background: bool) -> None:
+    """Of a backend that fails for one series for good, every other point lands."""
+    rejected: list[DataPoint] = []
+    with MemoryEngine() as engine:
+        handler = FaultyHandler(
+            engine,
+            Fault(
+                "flush_buffer",
+                times=10**9,
+                about=lambda point: point.labels is B,
+                error=lambda: InvalidDataError("not this one"),
+            ),
+        )
+        with WriteBuffer(
+            handler,
+            points_max=64,
+            background=background,
+            on_reject=lambda some, error: rejected.extend(some),
+        ) as buffer:
+            for moment in range(1, 200):
+                buffer.write((A, moment, 1.0))
+                buffer.write((B, moment, 1.0))
+        assert engine.count(A) == 199
+        assert [point.timestamp for point in rejected] == list(range(1, 200))
 
 
 def test_a_stalled_handler_does_not_stop_writers() -> None:

@@ -61,7 +61,10 @@ def test_the_version_is_that_of_the_package() -> None:
     assert tsengine.__version__ == importlib.metadata.version("tsengine")
 
 
-@pytest.mark.parametrize("module", ["lmdb", "pcodec", "pandas", "pyarrow", "hypothesis", "pytest"])
+@pytest.mark.parametrize(
+    "module",
+    ["lmdb", "pcodec", "pandas", "prometheus_client", "pyarrow", "hypothesis", "pytest"],
+)
 def test_an_import_brings_no_driver(module: str) -> None:
     """`import tsengine` imports no backend's driver, no optional package and no test tool."""
     script = f"import sys, tsengine; sys.exit({module!r} in sys.modules)"

@@ -8,11 +8,12 @@
             buffer.write(tsengine.DataPoint(cpu, 1_700_000_000_000_000_000, 0.42))
         engine.query('cpu_usage{region="eu"}').to_pandas()
 
-The public names are those of `__all__`, and those of `tsengine.testing`.
+The public names are those of `__all__`, and those of `tsengine.prometheus` and `tsengine.testing`.
 """
 
 from tsengine import errors
 from tsengine.buffer import WriteBuffer
+from tsengine.buffered import BufferedEngine
 from tsengine.duplicates import DuplicatePolicy
 from tsengine.engine import (
     Capability,
@@ -24,10 +25,15 @@ from tsengine.engine import (
 from tsengine.errors import (
     AggregationError,
     BatchShapeError,
+    BatchTooLargeError,
     BufferFullError,
     CancelledError,
     ConfigurationError,
+    CopyCancelledError,
+    CopyError,
+    CopyTimeoutError,
     CorruptionError,
+    DifferenceError,
     DuplicatePointError,
     ForkedError,
     FormatVersionError,
@@ -39,8 +45,10 @@ from tsengine.errors import (
     NotOpenError,
     RangeError,
     ReadOnlyError,
+    RejectedPointsError,
     SelectorError,
     SnapshotExpiredError,
+    SourceChangedError,
     StorageError,
     StorageFullError,
     StoreInUseError,
@@ -69,8 +77,18 @@ from tsengine.model import (
     duration,
     timestamp,
 )
+from tsengine.pipeline import (
+    CopyReport,
+    Difference,
+    Progress,
+    SeriesChecksum,
+    VerifyReport,
+    copy,
+    verify,
+)
 from tsengine.registry import open
 from tsengine.result import QueryResult
+from tsengine.retry import ErrorClass, RetryPolicy
 from tsengine.selectors import Matcher, MatchOperator, Selector
 
 __version__ = "0.1.0"
@@ -79,17 +97,26 @@ __version__ = "0.1.0"
 __all__ = [
     "AggregationError",
     "BatchShapeError",
+    "BatchTooLargeError",
     "BufferFullError",
+    "BufferedEngine",
     "CancelledError",
     "Capability",
     "CompactReport",
     "ConfigurationError",
+    "CopyCancelledError",
+    "CopyError",
+    "CopyReport",
+    "CopyTimeoutError",
     "CorruptionError",
     "DataPoint",
+    "Difference",
+    "DifferenceError",
     "DuplicatePointError",
     "DuplicatePolicy",
     "Engine",
     "EngineStats",
+    "ErrorClass",
     "ForkedError",
     "FormatVersionError",
     "GroupedBatch",
@@ -103,13 +130,18 @@ __all__ = [
     "MissingDependencyError",
     "NotOpenError",
     "ProducerMark",
+    "Progress",
     "QueryResult",
     "RangeError",
     "ReadOnlyError",
+    "RejectedPointsError",
+    "RetryPolicy",
     "Selector",
     "SelectorError",
     "SeriesBatch",
+    "SeriesChecksum",
     "SnapshotExpiredError",
+    "SourceChangedError",
     "StorageError",
     "StorageFullError",
     "StoreInUseError",
@@ -125,14 +157,17 @@ __all__ = [
     "ValueKind",
     "ValueKindError",
     "ValueOverflowError",
+    "VerifyReport",
     "WaitError",
     "WaitTimeoutError",
     "WriteBuffer",
     "WriteBufferHandler",
     "WriteReceipt",
     "__version__",
+    "copy",
     "duration",
     "errors",
     "open",
     "timestamp",
+    "verify",
 ]

@@ -4,6 +4,7 @@ A buffer holds one flat list of entries, three elements each, because CPython ex
 by a tuple in one step that no other thread can divide:
 
     labels, timestamp, value       one point
+    labels, timestamp, Awaited     one point whose fate somebody waits for
     labels, n, Columns             n points taken at once; labels is the series of all of
                                    them, or of the first where `Columns.labels` names each
 
@@ -12,16 +13,25 @@ by a tuple in one step that no other thread can divide:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress, repeat
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.grouping import group_order
-from tsengine.model import DataPoint, GroupedBatch, Int64Array, Labels, Value, ValueArray, ValueKind
+from tsengine.grouping import group_order, take_rows
+from tsengine.model import (
+    DataPoint,
+    GroupedBatch,
+    Int64Array,
+    Labels,
+    Value,
+    ValueArray,
+    ValueKind,
+    WriteReceipt,
+)
 
 if TYPE_CHECKING:
     LabelsArray: TypeAlias = npt.NDArray[np.object_]
@@ -70,6 +80,34 @@ class Columns:
         return entries
 
 
+Outcome: TypeAlias = WriteReceipt | BaseException
+"""What became of a point: its own receipt, or why it is not stored."""
+
+Tell: TypeAlias = Callable[[list[tuple[object, Outcome]]], None]
+"""Tells waiters what became of their points, many at once. Who was told already, as before an
+interrupt, is not told again."""
+
+News: TypeAlias = tuple[Tell, list[tuple[object, Outcome]]]
+"""What is to be told, and by what."""
+
+
+class Awaited:
+    """The value of a point whose fate somebody waits for.
+
+    Attributes:
+        value: the value in its stored form.
+        waiter: who waits, whatever `tell` takes.
+        tell: tells it.
+    """
+
+    __slots__ = ("tell", "value", "waiter")
+
+    def __init__(self, value: Value, waiter: object, tell: Tell) -> None:
+        self.value = value
+        self.waiter = waiter
+        self.tell = tell
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Departure:
     """What leaves a buffer in one commit.
@@ -81,18 +119,38 @@ class Departure:
             a series in order of arrival.
         positions: int64[points], the number in order of arrival of each row, over the
             batches one after the other.
+        awaited: number in order of arrival, and value, of points whose fate is waited for.
     """
 
     entries: int
     points: int
     batches: list[GroupedBatch]
     positions: Int64Array
+    awaited: Sequence[tuple[int, Awaited]] = ()
 
-    def arrived(self, rows: Sequence[int], staged: int = 0) -> tuple[int, ...]:
-        """Translate rows of the batches, after the first `staged`, to order of arrival."""
-        if not rows:
-            return ()
-        return tuple(sorted(self.positions[np.array(rows) + staged].tolist()))
+    def part(self, rows: Int64Array) -> list[GroupedBatch]:
+        """Give the batches of some rows alone.
+
+        Args:
+            rows: int64[n], ascending, over the batches one after the other.
+        """
+        parts: list[GroupedBatch] = []
+        base = 0
+        for batch in self.batches:
+            mine = rows[rows.searchsorted(base) : rows.searchsorted(base + len(batch))] - base
+            base += len(batch)
+            if len(mine):
+                keep = np.zeros(len(batch), bool)
+                keep[mine] = True
+                parts.append(replace(take_rows(batch, keep), judged=True))
+        return parts
+
+    def points_of(self, rows: Int64Array) -> list[DataPoint]:
+        """Give some rows, as `part` takes them, as points in order of arrival."""
+        points = [
+            point for batch in self.part(rows) for one in batch.groups() for point in one.points()
+        ]
+        return [points[place] for place in self.positions[rows].argsort().tolist()]
 
 
 _COLUMNS: Final = 0  # no kind has this number
@@ -139,17 +197,29 @@ def depart(entries: list[object], points_max: int) -> Departure | None:
         return None
     end = ENTRY * count
     given = entries[2:end:ENTRY]
-    if set(map(type, given)) != {float}:
-        return _depart_mixed(entries, count, points_max)
+    types = set(map(type, given))
+    awaited: list[tuple[int, Awaited]] = []
+    if Awaited in types:
+        awaited = [(place, value) for place, value in enumerate(given) if type(value) is Awaited]
+        for place, value in awaited:
+            given[place] = value.value
+        types = set(map(type, given))
+    if types != {float}:
+        return _depart_mixed(entries, given, awaited, points_max)
     labels = np.fromiter(cast("list[Labels]", entries[0:end:ENTRY]), object, count)
     timestamps = np.fromiter(cast("list[int]", entries[1:end:ENTRY]), np.int64, count)
     values = np.fromiter(cast("list[float]", given), np.float64, count)
     batch, order = _grouped(labels, timestamps, values)
-    return Departure(count, count, [batch], order)
+    return Departure(count, count, [batch], order, awaited)
 
 
-def _depart_mixed(entries: list[object], count: int, points_max: int) -> Departure:
-    values = entries[2 : ENTRY * count : ENTRY]
+def _depart_mixed(
+    entries: list[object],
+    values: list[object],
+    awaited: list[tuple[int, Awaited]],
+    points_max: int,
+) -> Departure:
+    count = len(values)
     kinds = np.fromiter(map(_KIND_OF_TYPE.__getitem__, map(type, values)), np.int8, count)
     numbers = np.fromiter(cast("list[int]", entries[1 : ENTRY * count : ENTRY]), np.int64, count)
     sizes = np.where(kinds == _COLUMNS, numbers, 1)
@@ -157,6 +227,7 @@ def _depart_mixed(entries: list[object], count: int, points_max: int) -> Departu
     count = max(1, int(ends.searchsorted(points_max, side="right")))
     kind_of_entry, starts, points = kinds[:count], (ends - sizes)[:count], int(ends[count - 1])
     many = np.flatnonzero(kind_of_entry == _COLUMNS).tolist()
+    awaited = [(int(starts[entry]), value) for entry, value in awaited if entry < count]
 
     # A point in each row: its series, timestamp, kind, and in the column of its kind the value.
     labels = cast("list[Labels]", entries[0 : ENTRY * count : ENTRY])
@@ -192,7 +263,7 @@ def _depart_mixed(entries: list[object], count: int, points_max: int) -> Departu
             order = at[order]
         batches.append(batch)
         positions.append(order)
-    return Departure(count, points, batches, np.concatenate(positions))
+    return Departure(count, points, batches, np.concatenate(positions), awaited)
 
 
 def _labels_of_points(labels: list[Labels], values: list[object], many: list[int]) -> list[Labels]:
@@ -213,6 +284,11 @@ def count_points(entries: list[object]) -> int:
     return sum(len(value) if type(value) is Columns else 1 for value in entries[2::ENTRY])
 
 
+def awaited_in(entries: list[object]) -> list[Awaited]:
+    """Give the values of entries whose fate is waited for."""
+    return [value for value in entries[2::ENTRY] if type(value) is Awaited]
+
+
 def points_of(entries: list[object]) -> list[DataPoint]:
     """Give entries as points with Python values."""
     points: list[DataPoint] = []
@@ -221,7 +297,9 @@ def points_of(entries: list[object]) -> list[DataPoint]:
             series = [labels] * len(value) if value.labels is None else value.labels
             points += map(DataPoint, series, value.timestamps.tolist(), value.values.tolist())
         else:
-            points.append(DataPoint(labels, number, value))
+            points.append(
+                DataPoint(labels, number, value.value if type(value) is Awaited else value)
+            )
     return points
 
 

@@ -2,82 +2,111 @@
 
 Many threads write to one buffer without a lock: a point is one `extend` of a flat list
 (`arrivals.py`), which no other thread can divide. All else happens where the list is
-emptied: counting, grouping by series, staging, committing. The list is never replaced, and
-its front is deleted only after the receipt is there, so a failed commit leaves every point
-in its place.
+emptied: counting, grouping by series, committing (`committing.py`). The list is never
+replaced, and its front is deleted only after its points are settled, so a failed commit
+leaves every point in its place.
 """
 
 from __future__ import annotations
 
-import enum
-import os
+import logging
+import math
 import threading
-import warnings
-import weakref
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Final, Self
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, Self, TypeVar
 
-from tsengine.arrivals import ENTRY, Departure, count_points, depart, points_of
+from tsengine import keeping
+from tsengine.acknowledgement import Acknowledgement, news_of_unsaved, tell_futures
+from tsengine.arrivals import ENTRY, Awaited, News, Tell, awaited_in
+from tsengine.committing import NOTHING
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
-    ConfigurationError,
+    BufferFullError,
     ForkedError,
     InvalidDataError,
     LifecycleError,
     NotOpenError,
     UnknownOptionError,
     UnsavedPointsError,
+    WaitError,
+    WaitTimeoutError,
 )
+from tsengine.flusher import Flusher
 from tsengine.judging import Judge
-from tsengine.model import (
-    INT64_MAX,
-    DataPoint,
-    Labels,
-    PointLike,
-    ProducerMark,
-    WriteReceipt,
-    check_producer,
-)
-from tsengine.options import positive_integer
+from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, WriteReceipt
+from tsengine.options import boolean, choice, positive_integer, seconds
+from tsengine.outbox import OnReject, Outbox, State, Turn
+from tsengine.retry import RetryPolicy
+from tsengine.waiting import Patience
+
+logger = logging.getLogger("tsengine.buffer")
 
 POINTS_MAX: Final = 65_536
 """Points of one commit: it takes some 10 ms, of which an fsync (0.1 ms) is a percent."""
+
+AGE_MAX: Final = 1.0
+"""Seconds that a point waits at most: what a dashboard does not notice."""
 
 PENDING_FACTOR: Final = 4
 """Default of `pending_max` in multiples of `points_max`: others go on writing while one
 flush takes four times as long as usual."""
 
-_NOTHING: Final = WriteReceipt(0, 0)
+GATHERED_MIN: Final = 8
+"""Fewer who wait at once are not waited for."""
+
+GATHER_SECONDS: Final = 0.0002
+"""In which somebody has to submit for more of them to be waited for: a fifth of a commit."""
+
+NO_PATIENCE: Final = Patience(0.0, None)
 
 
-class WriteBuffer:
+class WriteBuffer(Outbox):
     """Gathers points of many threads and commits them to a handler in batches.
 
-    A write that raises has not taken its points; one that returns has, and they stay
-    pending until a commit stored them. A commit takes the oldest `points_max` points. It
-    starts when so many are pending, in the thread whose write made them so many, and on
-    `flush()` and `close()`; other threads go on filling meanwhile. Points of one thread are
-    committed in the order of its writes.
+    A write that raises has not taken its points; one that returns has, and they are pending
+    until a commit settles them: stores them, or has the handler refuse or reject them. A
+    commit takes the oldest `points_max` points. It starts when so many are pending, when the
+    first pending point is `age_max` old, when a submitted point waits, and on `flush()` and
+    `close()`; other threads go on filling meanwhile. Points of one thread, and so of one
+    series of a thread, are committed in the order of its writes.
 
-    When a commit fails, its points stay pending. The error goes to the caller of `flush()`
-    or `close()`; of a commit that a write started, to whichever write comes next, which
-    then takes no point. The outcome may be unknown: so the same points are tried again
-    unchanged, alone, and under the same mark before any others, and with a handler that
-    keeps marks every point is stored exactly once. Where such an error carries `indices`,
-    they count the pending points, oldest first.
+    What becomes of a commit that fails, its class of error decides (`retry.py`): it is tried
+    again, in smaller pieces, or without the points that cannot be stored, which go to
+    `on_reject`. Where nothing more is to be tried its points stay pending, in their place. The
+    error goes to the caller of `flush()` or `close()` and to the futures of its points; where
+    neither heard it, to whichever write comes next, which then takes no point. The next commit
+    tries the same points first, alone and under the same mark, so that with a handler that
+    keeps marks every point is stored exactly once, whatever was reported of it.
 
     Args:
         handler: what to commit to: an engine, open.
         points_max: most points of one commit.
-        pending_max: pending points at which a write commits before it takes its point,
-            after the commit of another thread if there is one; by default four times
-            `points_max`. One point a thread, and the points of one bulk write, may exceed it.
+        age_max: seconds after which a pending point is committed by a thread of the buffer's
+            own, counted from the oldest on; None for never.
+        pending_max: pending points at which a write needs room before it takes its point; by
+            default four times `points_max`. One point a thread, and the points of one bulk
+            write, may exceed it.
+        on_full: what a write does there: `"block"` waits until a commit made room, `"raise"`
+            raises BufferFullError at once. Where no commit is under way it commits by itself,
+            unless that is to happen in the background.
+        full_timeout: seconds that such a wait may take; None for as long as it takes.
+        background: commits happen in the buffer's own thread alone, for producers that must
+            not wait for one; it costs about a fifth of the throughput.
         producer: a name that survives restarts, so that the numbering continues; by default
             a random one, whose mark goes at a clean close. One open buffer a name and store.
+        retry: when a failed commit is tried again, and how its batch is divided.
+        on_reject: is called with points that can never be stored and the error that says why,
+            once for each, by the thread that committed, which may write to this buffer. Without
+            it they are in the RejectedPointsError that `flush()` or the next write raises.
+            Points that were submitted are told by their futures alone.
+        clock: seconds, monotonic; injected by tests. It must not raise.
+
+    Attributes:
+        metrics: what happened so far.
 
     Raises:
-        UnknownOptionError: `points_max` or `pending_max` make no sense.
+        UnknownOptionError: an option makes no sense.
         InvalidDataError: `producer` is no name that a store can keep.
         ConfigurationError: another open buffer on this handler has that producer name.
 
@@ -86,82 +115,69 @@ class WriteBuffer:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_committed",
-        "_departing",
-        "_entries",
-        "_extra",
-        "_failure",
-        "_flush_lock",
-        "_forgets_producer",
-        "_handler",
+        "_age_max",
+        "_background",
+        "_closer",
+        "_failed_in_row",
+        "_full_timeout",
+        "_is_wanted",
         "_judge",
-        "_limit",
-        "_marked",
-        "_pending_max",
-        "_points_max",
-        "_room",
-        "_sequence",
-        "_staging",
-        "_state",
-        "_state_lock",
-        "producer",
+        "_on_full",
+        "_requests",
+        "_retry",
+        "_retry_at",
     )
-
-    producer: str
-    """The name under which batches are numbered."""
 
     def __init__(
         self,
         handler: WriteBufferHandler,
         *,
         points_max: int = POINTS_MAX,
+        age_max: float | None = AGE_MAX,
         pending_max: int | None = None,
+        on_full: Literal["block", "raise"] = "block",
+        full_timeout: float | None = None,
+        background: bool = False,
         producer: str | None = None,
+        retry: RetryPolicy | None = None,
+        on_reject: OnReject | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._points_max = _at_least_one("points_max", points_max)
+        points_max = _option("points_max", positive_integer, points_max)
         if pending_max is None:
-            pending_max = PENDING_FACTOR * self._points_max
-        self._pending_max = _at_least_one("pending_max", pending_max)
-        if self._pending_max < self._points_max:
+            pending_max = PENDING_FACTOR * points_max
+        pending_max = _option("pending_max", positive_integer, pending_max)
+        if pending_max < points_max:
             raise UnknownOptionError(
                 f"pending_max={pending_max} is less than points_max={points_max}"
             )
-        self._handler = handler
-        if producer is not None:
-            check_producer(producer)
-        self._forgets_producer = producer is None
-        self.producer = f"buffer-{os.urandom(16).hex()}" if producer is None else producer
-
-        self._entries: list[object] = []
+        self._age_max = _seconds_option("age_max", age_max)
+        self._on_full = _option("on_full", choice("block", "raise"), on_full)
+        self._full_timeout = _seconds_option("full_timeout", full_timeout)
+        self._background = _option("background", boolean, background)
+        if on_reject is not None and not callable(on_reject):
+            raise UnknownOptionError(f"on_reject={on_reject!r} cannot be called")
+        if retry is not None and not isinstance(retry, RetryPolicy):
+            raise UnknownOptionError(f"retry={retry!r} is no RetryPolicy")
+        self._retry = RetryPolicy() if retry is None else retry
+        super().__init__(
+            handler,
+            points_max=points_max,
+            pending_max=pending_max,
+            producer=producer,
+            retry=self._retry,
+            on_reject=on_reject,
+            clock=clock,
+        )
         self._judge = Judge(handler, self._entries)
-
-        # Held through a commit; guards the front of _entries, _departing, _sequence, _staging,
-        # _marked and _committed. Taken before _state_lock where both are.
-        self._flush_lock = threading.Lock()
-        self._departing: Departure | None = None  # whose commit is under way or has failed
-        self._sequence: int | None = None  # of the last batch committed; None before the first
-        self._staging: tuple[int, int] | None = None  # thread and points of what was staged last
-        self._marked = False  # whether the handler may hold a mark of ours
-        self._committed = _NOTHING
-
-        # Guards _extra, _failure, _state, _limit, and _room, which follows from these four.
-        self._state_lock = threading.Lock()
-        self._extra = 0  # points in _entries beyond one an entry
-        self._failure: Exception | None = None  # of a commit that a write started
-        self._state = _State.OPEN
-        self._limit = self._points_max  # pending points at which a write does more than append
-        self._room = 0  # list elements below which a write only appends
-        self._set_room_locked()
-
-        with _module_lock:
-            if _producers.setdefault((id(handler), self.producer), self) is not self:
-                raise ConfigurationError(
-                    f"another open buffer on this handler has the producer name "
-                    f"{self.producer!r}; points of one would pass for repeated ones of the other"
-                )
-            _buffers.add(self)
-        weakref.finalize(self, _warn_of_loss, self._entries, type(handler).__name__)
+        self._closer = 0  # the thread that closes it, once one does; guarded by _state_lock
+        self._requests: list[_Request] = []  # of the flusher; guarded by _state_lock
+        self._failed_in_row = 0  # attempts of the flusher, which alone changes this and the next
+        self._retry_at = 0.0  # no commit by age before
+        self._is_wanted = False  # a flag: the flusher has been woken for submitted points
+        keeping.register(self, handler)
+        if self._age_max is not None or background:
+            self._need_flusher()
 
     # Writing.
 
@@ -170,8 +186,10 @@ class WriteBuffer:
 
         Raises:
             InvalidDataError: the point is not valid.
-            NotOpenError: the buffer is closed.
-            Exception: what a commit failed with that an earlier write started, unchanged.
+            BufferFullError: there is no room, or was none within `full_timeout`.
+            NotOpenError: the buffer is closed, or was while this waited for room.
+            RejectedPointsError: earlier points turned out to be bad; it has them.
+            Exception: what a commit of earlier points failed with, unchanged.
         """
         # The hot path: only what tells that the point is valid and that there is room; the
         # rest, and to say what is wrong, is left to the slow path. No lock, which would
@@ -192,6 +210,8 @@ class WriteBuffer:
                 entries = self._entries
                 if len(entries) < self._room:
                     entries += (labels, timestamp, value)
+                    if self._is_unwatched:
+                        self._watch()
                     return
         self._write_slowly(point)
 
@@ -208,6 +228,7 @@ class WriteBuffer:
         given = list(points)
         self._make_room()
         self._take(self._judge.judge_many(given, self._points_max), len(given))
+        self._commit_taken(len(given))
 
     def write_series(self, labels: Labels, timestamps: object, values: object) -> None:
         """Take columns of one series, all or none.
@@ -224,81 +245,156 @@ class WriteBuffer:
         self._make_room()
         columns = self._judge.judge_series(labels, timestamps, values)
         self._take(columns.entries(labels, self._points_max), len(columns))
+        self._commit_taken(len(columns))
+
+    def submit(self, point: PointLike) -> Acknowledgement:
+        """Take one point, and give a future of what becomes of it.
+
+        A commit begins as soon as none is under way, in the buffer's own thread; points that
+        are submitted meanwhile share the next one.
+
+        Returns:
+            A future with the receipt of this point, once that is durable: refused by cap or
+            retention it has `refused=1`; what its commit evicted is in `committed` alone. Of a
+            bad point the future raises, and no other does.
+
+        Raises:
+            Exception: as in `write`, but for InvalidDataError; the point is not taken.
+        """
+        future = Acknowledgement()
+        self._submit(point, future, tell_futures)
+        return future
 
     # Committing.
 
-    def flush(self) -> WriteReceipt:
+    def flush(
+        self, timeout: float | None = None, cancel: threading.Event | None = None
+    ) -> WriteReceipt:
         """Commit all that is pending, in batches of at most `points_max` points.
 
+        With a timeout, a cancel event, or `background=True`, the buffer's own thread does it
+        while this one waits; else this one does.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+            cancel: ends the wait when it is set.
+
         Returns:
-            The receipts of these commits as one; its indices count the points in order of
-            arrival. Commits that writes started are not in it; see `committed`.
+            The receipts of these commits as one; its indices count the points that it took up,
+            by arrival. Commits that others started are not in it; see `committed`.
 
         Raises:
-            NotOpenError: the buffer is closed.
+            NotOpenError: the buffer is closed, or was before all was committed.
+            WaitTimeoutError, CancelledError: the wait ended first; the commits go on.
+            RejectedPointsError: these points can never be stored; all others are.
             Exception: what the handler raised, unchanged. The batches before are
                 committed, all other points are pending.
         """
-        with self._flush_lock:
+        self._check_outside()
+        patience = Patience(timeout, cancel)
+        if self._commits_here(timeout, cancel):
             with self._state_lock:
                 self._check_state_locked()
             try:
-                return self._commit_all()
+                receipt = self._flush_here("flush")
             except Exception:
-                with self._state_lock:
-                    self._failure = None  # it was of the batch that this call tells about
-                    self._set_room_locked()
+                self._forget_failure()  # it was of the batch that this call tells about
                 raise
+            self._commit_taken(self.pending)  # what others added may have filled it
+        else:
+            receipt = self._have_flushed(patience)
+        with self._state_lock:
+            self._raise_rejected_locked()
+        return receipt
 
-    def take_pending(self) -> list[DataPoint]:
+    def take_pending(
+        self, timeout: float | None = None, cancel: threading.Event | None = None
+    ) -> list[DataPoint]:
         """Give the pending points back in order of arrival; the buffer has them no more.
 
-        Of a batch whose commit failed, the error tells whether it may be stored.
+        Of a batch whose commit failed, the error tells whether it may be stored. A commit that
+        is under way is waited for. Rejected points that nobody was told of come first.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+            cancel: ends the wait when it is set.
 
         Raises:
             ForkedError: the points are the parent's.
+            WaitTimeoutError, CancelledError: the wait ended first; nothing was taken.
         """
-        with self._flush_lock:
-            if self._state is _State.FORKED:
+        self._check_outside()
+        patience = Patience(timeout, cancel)
+        turn = Turn()
+        try:
+            self._take_turn(turn, patience, even_closed=True)
+            if self._state is State.FORKED:
                 raise ForkedError("this buffer was made before a fork; its points are the parent's")
-            entries = self._entries[:]
-            points = points_of(entries)
-            with self._state_lock:
-                if self._departing is not None and self._sequence is not None:
-                    self._sequence += 1  # the number of its batch may be taken
-                    self._departing = None
-                extra = self._extra - (len(points) - len(entries) // ENTRY)
-                self._limit = self._points_max
-                self._failure = None
-                room = self._room_with_locked(extra)
-                # All that may fail is done: nothing between here and the caller can.
-                del self._entries[: len(entries)]
-                self._extra = extra
-                self._room = room
-        return points
+            self._take_back()
+        finally:
+            if self._turn is turn:
+                self._turn = None
+            self._notify()
+            self._tell_news()
+        back = self._given_back  # until here an interrupt leaves them with us
+        self._given_back = []
+        return back
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None, cancel: threading.Event | None = None) -> None:
         """Commit all that is pending and take no more, for good; a second call does nothing.
 
-        A write in another thread takes its point before the last commit, or raises; one
-        that was about to append all through the last commit leaves its point pending.
+        Every other wait on the buffer ends. A write in another thread takes its point before
+        the last commit, or raises; one that was about to append all through the last commit
+        leaves its point pending.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes. The thread of the buffer
+                then ends when its last call of the handler does.
+            cancel: ends the wait when it is set.
 
         Raises:
-            UnsavedPointsError: a commit failed, which is the cause. The buffer is closed
+            UnsavedPointsError: not all was stored, and its cause says why. The buffer is closed
                 nevertheless; `take_pending()` gives the points back.
         """
-        with self._state_lock:
-            was_open = self._state is _State.OPEN
-            if was_open:
-                self._state = _State.CLOSED
-                self._set_room_locked()
-        with self._flush_lock:  # so that a second caller, too, returns when it is done
-            if was_open:
+        self._check_outside()
+        if cancel is not None and cancel.is_set():
+            timeout, cancel = 0.0, None  # it closes all the same
+        patience = Patience(timeout, cancel)
+        turn = Turn()  # here, as everything that is called may be interrupted
+        is_mine = False
+        is_flushed = False
+        failure: Exception | None = None
+        try:
+            with self._state_lock:
+                if self._state is State.OPEN:
+                    is_mine = True
+                    self._closer = turn.thread
+                    self._state = State.CLOSING
+                    self._set_room_locked()
+                elif self._closer != turn.thread and not self._wait_locked(
+                    patience, lambda: self._state is not State.CLOSING
+                ):
+                    raise WaitTimeoutError(
+                        f"another thread still closes it after {timeout} seconds"
+                    )
+            if not is_mine:
+                return
+            self._notify()
+            failure = self._flush_to_close(patience, here=self._commits_here(timeout, cancel))
+            is_flushed = True
+        finally:
+            if is_mine:
+                if not is_flushed:  # an interrupt is not kept waiting
+                    patience = NO_PATIENCE
                 try:
-                    self._close_flushing()
-                finally:  # not before: a successor of that name goes on from our last number
-                    with _module_lock:
-                        _producers.pop((id(self._handler), self.producer), None)
+                    self._end_commits(turn, patience)
+                finally:
+                    self._state = State.CLOSED
+                    has_ended = self._turn is None or self._turn is turn
+                    if self._turn is turn:
+                        self._turn = None
+                    self._end(patience, cancel, has_ended=has_ended)
+        self._settle_close(failure)
 
     def __enter__(self) -> Self:
         return self
@@ -309,283 +405,440 @@ class WriteBuffer:
     def __repr__(self) -> str:
         return f"<WriteBuffer on {self._handler!r}: {self._state.value}, {self.pending} pending>"
 
-    @property
-    def pending(self) -> int:
-        """How many points were taken and are not known to be committed."""
-        with self._state_lock:
-            return self._pending_locked()
-
-    @property
-    def committed(self) -> WriteReceipt:
-        """What became of all points committed so far, without indices."""
-        return self._committed
-
     # Taking.
-
-    def _pending_locked(self) -> int:
-        return len(self._entries) // ENTRY + self._extra
-
-    def _set_room_locked(self) -> None:
-        self._room = self._room_with_locked(self._extra)
-
-    def _room_with_locked(self, extra: int) -> int:
-        if self._state is _State.OPEN and self._failure is None:
-            return ENTRY * (self._limit - extra - 1)  # the last one does more
-        return 0
-
-    def _check_state_locked(self) -> None:
-        if self._state is _State.FORKED:
-            raise ForkedError("this buffer was made before a fork; make a new one here")
-        if self._state is _State.CLOSED:
-            raise NotOpenError("this buffer is closed")
 
     def _write_slowly(self, point: PointLike) -> None:
         """Take a point that is not of the plainest kind, or where room is short."""
         if len(self._entries) >= self._room:
             self._make_room()
-        entry = self._judge.judge(point)
+        if self._append(self._judge.judge(point)):
+            self._commit_taken(1)
+
+    def _submit(self, point: PointLike, waiter: object, tell: Tell) -> None:
+        """Take a point whose fate `tell` tells to `waiter`, a bad one's as well.
+
+        Where there is room this never waits: the flusher commits, also by size.
+        """
+        if len(self._entries) >= self._room:
+            self._make_room()
+        self._need_flusher()
+        try:
+            labels, timestamp, value = self._judge.judge(point)
+        except InvalidDataError as error:
+            tell([(waiter, error)])
+            return
+        self._append((labels, timestamp, Awaited(value, waiter, tell)))
+        self._is_wanted = True
+        if self._flusher is not None:  # in every case: an interrupt may have come in between
+            self._flusher.bell.ring()
+
+    def _append(self, entry: tuple[object, ...]) -> bool:
+        """Append one judged entry; whether that may have filled the buffer."""
         entries = self._entries
         if len(entries) < self._room:
             entries += entry
-        else:
-            self._take(list(entry), 1)
+            if self._is_unwatched:
+                self._watch()
+            return False
+        self._take(list(entry), 1)
+        return True
 
     def _make_room(self) -> None:
-        """Raise what stands against a write; at `pending_max`, commit."""
+        """Raise what stands against a write; at `pending_max`, have room made."""
+        patience: Patience | None = None
         while True:
             with self._state_lock:
-                self._check_state_locked()
-                failure, self._failure = self._failure, None
-                if failure is not None:
-                    self._set_room_locked()
-                    raise failure
-                if self._pending_locked() < self._pending_max:
+                if self._has_room_locked():
                     return
-            with self._flush_lock:
-                if self.pending >= self._pending_max:
-                    self._commit_next()
+                if not self._may_commit or self._turn is not None:
+                    if patience is None:
+                        patience = Patience(self._full_timeout, None)
+                    self._wait_for_room_locked(patience)
+                    continue
+            self._commit_once("size", None, least=self._pending_max)
+
+    def _has_room_locked(self) -> bool:
+        """Raise what stands against a write; whether there is room for one."""
+        self._check_state_locked()
+        self._raise_rejected_locked()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._set_room_locked()
+            raise failure
+        return self._pending_locked() < self._pending_max
+
+    def _wait_for_room_locked(self, patience: Patience) -> None:
+        """Wait until there may be room.
+
+        Raises:
+            BufferFullError: it is not to wait, or has waited long enough.
+        """
+        metrics = self.metrics
+        self._check_no_turn_locked()
+        if self._flusher is not None:
+            self._flusher.bell.ring()
+        if self._on_full == "raise" and self._pending_locked() >= self._pending_max:
+            metrics.full += 1
+            raise BufferFullError(
+                f"{self._pending_locked()} points are pending, pending_max={self._pending_max}; "
+                "the point was not taken"
+            )
+        metrics.waits += 1
+        began = self._clock()
+        is_there = self._wait_locked(patience, self._may_have_room_locked)
+        metrics.wait_seconds += max(self._clock() - began, 0.0)
+        if not is_there:
+            metrics.full += 1
+            raise BufferFullError(
+                f"{self._pending_locked()} points are still pending after "
+                f"full_timeout={self._full_timeout} seconds; the point was not taken"
+            )
+
+    def _may_have_room_locked(self) -> bool:
+        return (
+            self._state is not State.OPEN
+            or self._owes_error_locked()
+            or self._pending_locked() < self._pending_max
+            or (self._may_commit and self._turn is None)
+        )
+
+    @property
+    def _may_commit(self) -> bool:
+        """Whether a write may commit in the calling thread."""
+        return not self._background or (self._flusher is not None and self._flusher.is_current)
 
     def _take(self, entries: list[object], points: int) -> None:
-        """Append judged entries, all in one step; commit if that fills the buffer."""
+        """Append judged entries, all in one step."""
         with self._state_lock:
             self._check_state_locked()
-            extra = self._extra + points - len(entries) // ENTRY
-            room = self._room_with_locked(extra)
+            more = points - len(entries) // ENTRY
+            room = self._room_with_locked(self._extra + more)
             held = self._entries
             # All three or none: the first takes the points or raises, and from there on
             # nothing needs memory, and no call lets an interrupt in.
             held += entries
-            self._extra = extra
+            self._extra += more
             self._room = room
+        if self._is_unwatched:
+            self._watch()
+
+    def _commit_taken(self, points: int) -> None:
+        """Have a full buffer committed, after a call whose points were taken."""
         try:
             self._commit_by_size(points)
         except Exception as error:  # noqa: BLE001  # ours are taken: the next write raises it
-            # Without a lock, which may need memory that is not there: room that is given
-            # by another thread meanwhile, or taken once too often, does no harm.
-            self._failure = error
-            self._room = 0
+            self._owe(error)
 
-    # Committing. Callers hold _flush_lock, but for _commit_by_size.
+    # Committing.
+
+    def _commits_here(self, timeout: float | None, cancel: threading.Event | None) -> bool:
+        """Whether a call commits in its own thread, rather than have the flusher do it."""
+        if self._flusher is not None and self._flusher.is_current:
+            return True
+        return timeout is None and cancel is None and not self._background
 
     def _commit_by_size(self, points: int) -> None:
         """Commit while the buffer is full, as far as this call's points have filled it."""
         for _ in range(1 + points // self._points_max):
             with self._state_lock:
-                pending = self._pending_locked()
-                if pending < self._limit:
+                if self._state is not State.OPEN or self._pending_locked() < self._limit:
                     return
-            if not self._flush_lock.acquire(blocking=pending >= self._pending_max):
-                return  # another thread is at it
-            try:
-                with self._state_lock:
-                    full = self._pending_locked() >= self._limit
-                if full:
-                    self._commit_next()
-            finally:
-                self._flush_lock.release()
-
-    def _commit_all(self) -> WriteReceipt:
-        """Commit what is pending now; what others add meanwhile may wait."""
-        due = self.pending
-        receipts: list[WriteReceipt] = []
-        while due > 0:
-            points, receipt = self._commit_next()
-            if not points:
-                break
-            due -= points
-            receipts.append(receipt)
-        return _join(receipts)
-
-    def _commit_next(self) -> tuple[int, WriteReceipt]:
-        """Commit the oldest points, first those of a commit that failed; count them."""
-        if self._sequence is None:
-            self._sequence = self._last_sequence()
-        with self._state_lock:
-            self._limit = self._pending_max  # the others go on filling, and nothing slows them
-            self._set_room_locked()
-        try:
-            departing = self._departing
-            if departing is None:
-                departing = depart(self._entries, self._points_max)
-            if departing is None:
-                with self._state_lock:
-                    self._limit = self._points_max
+                least = self._limit
+                if not self._may_commit:
+                    self._limit = self._pending_max  # the others go on filling
                     self._set_room_locked()
-                return 0, _NOTHING
-            self._departing = departing
-            receipt = self._hand_over(departing, ProducerMark(self.producer, self._sequence + 1))
-        except BaseException:
-            with self._state_lock:
-                self._limit = min(self._pending_locked() + self._points_max, self._pending_max)
-                self._set_room_locked()
-            raise
-        sequence = self._sequence + 1
-        elements = ENTRY * departing.entries
-        committed = _join([self._committed, replace(receipt, indices=())])
-        with self._state_lock:
-            extra = self._extra - (departing.points - departing.entries)
-            # All six or none: the first raises for want of memory, or nothing does, and
-            # without a call among them no interrupt comes between.
-            del self._entries[:elements]
-            self._departing = None
-            self._sequence = sequence
-            self._extra = extra
-            self._committed = committed
-            self._failure = None
-            self._limit = self._points_max
-            self._set_room_locked()
-        return departing.points, receipt
-
-    def _last_sequence(self) -> int:
-        if self._forgets_producer or not self._handler.marks_producers:
-            return 0
-        mark = self._handler.high_water(self.producer)
-        return 0 if mark is None else mark.sequence
-
-    def _hand_over(self, departing: Departure, mark: ProducerMark) -> WriteReceipt:
-        """Have the handler commit a batch; its indices then count in order of arrival."""
-        handler = self._handler
-        if handler.staged_points and self._staging == (
-            threading.get_ident(),
-            handler.staged_points,
-        ):
-            handler.discard_buffer()  # ours: an interrupt came when it was to be discarded
-        if handler.staged_points:
-            raise LifecycleError(
-                f"this thread has {handler.staged_points} points staged on {handler!r} itself; "
-                "flush_buffer() or discard_buffer() there first"
-            )
-        staged = 0
-        is_staged = False
-        try:
-            for batch in departing.batches:
-                self._staging = threading.get_ident(), staged + len(batch)
-                handler.write_batch_to_buffer(batch)
-                staged += len(batch)
-            is_staged = True
-            if handler.marks_producers:
-                self._marked = True
-                receipt = handler.flush_buffer(mark)
+            if self._may_commit:
+                if self._commit_once("size", None, least=least) is None:
+                    return  # another thread is at it
             else:
-                receipt = handler.flush_buffer()
-        except BaseException as error:
-            handler.discard_buffer()
-            if isinstance(error, InvalidDataError):
-                error.indices = departing.arrived(error.indices, 0 if is_staged else staged)
-            raise
-        return replace(receipt, indices=departing.arrived(receipt.indices))
+                self._need_flusher().bell.ring()
+                return
 
-    def _close_flushing(self) -> None:
+    # The flusher.
+
+    def _need_flusher(self, *, closing: bool = False) -> Flusher:
+        flusher = self._flusher
+        if flusher is None:
+            with self._state_lock:
+                if self._flusher is None:
+                    if not closing:
+                        self._check_state_locked()
+                    self._flusher = Flusher(self, f"tsengine-{self.producer[:24]}")
+                flusher = self._flusher
+        return flusher
+
+    def _have_flushed(self, patience: Patience, *, closing: bool = False) -> WriteReceipt:
+        """Have the flusher commit all that is pending, and wait for it."""
+        request = _Request(closing=closing)
+        with self._state_lock:
+            if not closing:
+                self._check_state_locked()
+            self._requests.append(request)
         try:
-            while self.pending:
-                self._commit_all()
-        except Exception as error:
-            count = self.pending
+            self._need_flusher(closing=closing).bell.ring()
+        except RuntimeError:  # Python is about to exit, and begins no more threads
+            return self._flush_here("close" if closing else "flush", patience)
+        with self._state_lock:
+            try:
+                self._wait_locked(
+                    patience,
+                    lambda: request.is_done or (self._state is State.CLOSED and not closing),
+                )
+            finally:
+                request.is_left = True
+            pending = self._pending_locked()
+        if not request.is_done:
+            if self._state is State.CLOSED and not closing:
+                raise NotOpenError(f"this buffer was closed with {pending} points pending")
+            raise WaitTimeoutError(
+                f"{pending} points are still pending; they are being committed all the same"
+            )
+        if request.error is not None:
+            raise request.error
+        return request.receipt
+
+    def _work(self) -> float | None:
+        """Do what is due, as the flusher; see `Worker`."""
+        wanted = self._is_wanted
+        if wanted:
+            self._is_wanted = False  # before anything departs
+        with self._state_lock:
+            state = self._state
+            requests = self._requests[:]
+        receipt = NOTHING
+        failure: BaseException | None = None
+        cause = ""
+        try:
+            if state is State.OPEN or requests:
+                cause = self._due(requests, wanted=wanted)
+                if cause == "submit":
+                    self._gather()
+                if cause:
+                    receipt = self._flush_here(cause)
+                    while cause == "close" and self._pending_locked():
+                        self._flush_here(cause)
+                if cause or self._background:  # what others added meanwhile may have filled it
+                    self._commit_full()
+        except BaseException as error:  # noqa: BLE001  # told to whoever asked, or kept
+            failure = error
+        is_heard = self._answer(requests, receipt, failure)
+        if failure is None:
+            if cause:
+                self._failed_in_row, self._retry_at = 0, 0.0
+        else:
+            # Where points are old all the time, a store that is gone is not asked all the time.
+            self._first_at = self._clock()
+            self._retry_at = self._first_at + self._retry.pause(self._failed_in_row)
+            self._failed_in_row += 1
+            if wanted and failure is not self._told:
+                self._is_wanted = True
+            if not is_heard:
+                self._owe(failure)
+                self._complain(failure)
+        failure = None  # it has this frame in its traceback
+        self._notify()
+        if self._state in (State.CLOSED, State.FORKED):
+            raise StopIteration
+        return self._seconds_to_look()
+
+    def _due(self, requests: list[_Request], *, wanted: bool) -> str:
+        """Give what makes a commit due now; nothing where none is, but perhaps by size."""
+        for request in requests:
+            if request.closing:
+                return "close"
+        if requests:
+            return "flush"
+        if wanted:
+            return "submit"
+        return "age" if self._age_due() <= 0 else ""
+
+    def _answer(
+        self, requests: list[_Request], receipt: WriteReceipt, failure: BaseException | None
+    ) -> bool:
+        """Tell those who asked for a flush what came of it; whether anybody listens."""
+        with self._state_lock:
+            is_heard = False
+            for request in requests:
+                is_heard = is_heard or not request.is_left
+                request.receipt, request.error, request.is_done = receipt, failure, True
+            del self._requests[: len(requests)]
+        return is_heard
+
+    def _gather(self) -> None:
+        """Let those who were just told of their points submit the next ones.
+
+        A commit takes a millisecond, so that it pays to have all of them in the same one: without
+        this half of the threads find that the others have just left.
+        """
+        if self._last_told < GATHERED_MIN:
+            return
+        before, now = -1, len(self._entries) // ENTRY
+        while before < now < self._last_told:
+            time.sleep(GATHER_SECONDS)
+            before, now = now, len(self._entries) // ENTRY
+
+    def _commit_full(self) -> None:
+        """Commit while the buffer is full, as the flusher."""
+        patience = Patience(None, None)
+        while self._pending_locked() >= self._points_max:
+            if self._commit_once("size", patience, least=self._points_max) is None:
+                return
+
+    def _age_due(self) -> float:
+        """Give the seconds until the first pending point is too old, infinity for never."""
+        if self._age_max is None or self._is_unwatched:
+            return math.inf
+        now = self._clock()
+        if now < self._first_at:  # the clock was set back
+            self._first_at, self._retry_at = now, 0.0
+        return max(self._first_at + self._age_max, self._retry_at) - now
+
+    def _seconds_to_look(self) -> float | None:
+        if self._requests:
+            return 0.0
+        if not self._entries:
+            self._rest()
+        due = self._age_due()
+        if self._is_wanted:
+            due = min(due, self._retry_at - self._clock())
+        return None if due == math.inf else max(due, 0.0)
+
+    def _complain(self, error: BaseException) -> None:
+        fields = {**self._fields(), "error_type": type(error).__name__}
+        logger.error(
+            "a commit failed, and %d points stay pending: %s", fields["points"], error, extra=fields
+        )
+
+    # Ending.
+
+    def _flush_to_close(self, patience: Patience, *, here: bool) -> Exception | None:
+        """Commit what is pending; gives what that failed with."""
+        try:
+            if here:
+                while self._pending_locked():
+                    self._flush_here("close", patience)
+                self._hand_out()
+            else:
+                self._have_flushed(patience, closing=True)
+        except Exception as error:  # noqa: BLE001  # the caller raises it
+            return error
+        return None
+
+    def _end_commits(self, turn: Turn, patience: Patience) -> None:
+        """Wait to be the last who commits, unless a commit hangs: what it does is not known."""
+        try:
+            self._take_turn(turn, patience, even_closed=True)
+        except (WaitError, LifecycleError):
+            pass
+
+    def _end(self, patience: Patience, cancel: threading.Event | None, *, has_ended: bool) -> None:
+        """End every wait, and let the thread end, as nobody begins a commit any more."""
+        self._notify()
+        with self._state_lock:
+            self._set_room_locked()
+        self._tell_unsaved()
+        if has_ended:
+            # Not before: a successor of that name goes on from our last number. A commit that
+            # goes on lets it go when it ends.
+            keeping.release_producer(self, self.producer, self._handler)
+        if self._flusher is not None:
+            self._flusher.bell.ring()  # it sees that it is done
+            is_cancelled = cancel is not None and cancel.is_set()
+            self._flusher.join(0.0 if is_cancelled else patience.left)
+
+    def _tell_unsaved(self) -> None:
+        """Tell those who still wait for a point that the buffer has closed without it."""
+        with self._state_lock:
+            delivery = self._departing
+            entries = self._entries[:]
+            departing = 0 if delivery is None else ENTRY * delivery.departure.entries
+        news: list[News] = []
+        if delivery is not None:
+            # Its commit failed, and they heard, or it still goes on.
+            unknown = UnsavedPointsError(
+                "the commit of this point was under way when its buffer closed: it may be stored",
+                count=1,
+            )
+            news += delivery.news(unknown)
+        news += news_of_unsaved(
+            awaited_in(entries[departing:]),
+            "this point was pending when its buffer closed, and is not stored",
+        )
+        for tell, told in news:
+            tell(told)
+        self._tell_news()
+
+    def _settle_close(self, failure: Exception | None) -> None:
+        """Raise what is left when all is done that could be done, or forget the producer."""
+        with self._state_lock:
+            count = self._held_locked()
+            if failure is None and self._rejected:
+                failure = self._rejected[0][1]
+        if count:
+            why = "another thread was taking them" if failure is None else failure
             raise UnsavedPointsError(
-                f"closed with {count} pending points, as their commit failed: {error}; "
+                f"closed with {count} pending points, as their commit failed: {why}; "
                 "take_pending() gives them back",
                 count=count,
-            ) from error
+            ) from failure
+        if failure is not None and not isinstance(failure, WaitError):
+            raise failure  # of on_reject: all points are in somebody's hands
         if self._marked and self._forgets_producer:
             try:
                 self._handler.forget_producer(self.producer)
             except LifecycleError:
                 pass  # it was closed before its buffer; a mark too many does no harm
+            except Exception as error:  # noqa: BLE001  # all points are stored
+                logger.warning(
+                    "the mark of %s stays: %s", self.producer, error, extra=self._fields()
+                )
 
     def _disown(self) -> None:
-        """Become the empty copy of a forked child, where no other thread runs."""
-        self._entries.clear()
-        self._extra = 0
-        self._departing = None
-        self._failure = None
-        self._state = _State.FORKED
-        self._flush_lock = threading.Lock()  # another thread of the parent may have held them
-        self._state_lock = threading.Lock()
-        self._set_room_locked()
+        self._requests.clear()
+        super()._disown()
+
+    def _flush_at_exit(self, seconds: float) -> None:
+        """Store what is pending when the interpreter exits, or say how much was not."""
+        failure: object = ""
+        try:
+            self.close(timeout=seconds)
+        except BaseException as error:  # noqa: BLE001  # there is nobody to raise it to
+            failure = error
+        if self.pending or failure:
+            logger.error(
+                "Python exits with %d pending points in a WriteBuffer, which are lost: %s",
+                self.pending,
+                failure or "it was closed without them",
+                extra=self._fields(),
+            )
+
+    def _fields(self) -> dict[str, object]:
+        """Give the fields of a record of the log."""
+        return {"producer": self.producer, "points": self.pending}
 
 
-class _State(enum.Enum):
-    OPEN = "open"
-    CLOSED = "closed"
-    FORKED = "forked"
+class _Request:
+    """Asks the flusher to commit all that is pending. Guarded by the buffer's _state_lock."""
+
+    __slots__ = ("closing", "error", "is_done", "is_left", "receipt")
+
+    def __init__(self, *, closing: bool) -> None:
+        self.closing = closing
+        self.is_done = False
+        self.is_left = False  # whoever asked waits no longer
+        self.receipt = NOTHING
+        self.error: BaseException | None = None
 
 
-def _at_least_one(name: str, value: int) -> int:
+_T = TypeVar("_T")
+
+
+def _option(name: str, convert: Callable[[object], _T], value: object) -> _T:
     try:
-        return positive_integer(value)
+        return convert(value)
     except UnknownOptionError as error:
         raise UnknownOptionError(f"{name}: {error}") from None
 
 
-def _join(receipts: list[WriteReceipt]) -> WriteReceipt:
-    """Make one receipt of those of batches that were committed one after the other."""
-    if len(receipts) == 1:
-        return receipts[0]
-    base = 0
-    reasons: dict[str, int] = {}
-    indices: list[int] = []
-    for receipt in receipts:
-        for reason, count in receipt.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-        indices += (base + index for index in receipt.indices)
-        base += receipt.submitted
-    return WriteReceipt(
-        submitted=base,
-        accepted=sum(receipt.accepted for receipt in receipts),
-        refused=sum(receipt.refused for receipt in receipts),
-        evicted=sum(receipt.evicted for receipt in receipts),
-        reasons=reasons,
-        indices=tuple(indices),
-    )
-
-
-def _warn_of_loss(entries: list[object], handler: str) -> None:
-    """Say so where a buffer goes with points in it, at the latest when Python exits."""
-    if entries:
-        warnings.warn(
-            f"a WriteBuffer on {handler} was dropped with {count_points(entries)} pending "
-            "points, which are lost; close() stores them",
-            RuntimeWarning,  # unlike a ResourceWarning it is shown by default
-            stacklevel=1,
-        )
-
-
-def _disown_all() -> None:
-    global _module_lock  # noqa: PLW0603  # another thread of the parent may have held it
-    _module_lock = threading.Lock()
-    for buffer in list(_buffers):
-        buffer._disown()
-
-
-_module_lock = threading.Lock()
-"""Guards the two below; in a forked child it is made anew."""
-
-_producers: weakref.WeakValueDictionary[tuple[int, str], WriteBuffer] = (
-    weakref.WeakValueDictionary()
-)
-"""The open buffers by the identity of their handler, which they keep alive, and producer."""
-
-_buffers: weakref.WeakSet[WriteBuffer] = weakref.WeakSet()
-"""All buffers, closed ones as well, which may have pending points."""
-
-os.register_at_fork(after_in_child=_disown_all)
+def _seconds_option(name: str, value: float | None) -> float | None:
+    return None if value is None else _option(name, seconds, value)

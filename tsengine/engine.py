@@ -51,6 +51,7 @@ from tsengine.model import (
 )
 from tsengine.options import STORE_OPTIONS, Converter, StoreOptions, convert_options
 from tsengine.result import QueryResult
+from tsengine.retry import ErrorClass, classify
 from tsengine.selectors import Selector, SelectorLike, to_selector
 from tsengine.staging import Staging, in_callers_order, judge_point
 from tsengine.waiting import Patience
@@ -194,6 +195,14 @@ class WriteBufferHandler(ABC):
     @abstractmethod
     def discard_buffer(self) -> None:
         """Forget what this thread staged."""
+
+    def error_class(self, error: Exception) -> ErrorClass:
+        """Say what an error of staging or flushing calls for; by default goes by its type.
+
+        A backend whose driver raises errors of its own, or that knows better which of them
+        time heals, overrides this. What is retried, and how, is not its affair: `retry.py`.
+        """
+        return classify(error)
 
     def series_kind(self, labels: Labels) -> ValueKind | None:
         """Give the kind of a stored series; None where it is not stored, or cannot be told."""
@@ -500,6 +509,22 @@ class Engine(WriteBufferHandler):
         resolved = to_selector(selector)
         return iter(()) if first == last else self._scan(resolved, first, last)
 
+    def scan_groups(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> Iterator[SeriesBatch | GroupedBatch]:
+        """Iterate over the rows that `scan` gives, in its order, short series many at once.
+
+        A batch of each series costs microseconds. A backend that reads many at once anyway
+        overrides this; here it is `scan`.
+
+        Raises:
+            InvalidQueryError, SnapshotExpiredError: as in `scan`.
+        """
+        yield from self.scan(selector, start, end)
+
     def aggregate(
         self,
         selector: SelectorLike = None,
@@ -707,6 +732,13 @@ class Engine(WriteBufferHandler):
         return 0 if staging is None else len(staging)
 
     # For backends.
+
+    def shares_store(self, other: Engine) -> bool:
+        """Whether what one of the two writes is what the other reads.
+
+        A backend whose engines may share a store within a process overrides this.
+        """
+        return self is other
 
     def require(self, capability: Capability) -> None:
         """Raise UnsupportedError where the backend does not declare a capability."""

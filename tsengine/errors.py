@@ -18,6 +18,12 @@
     │   ├── StoreOptionError               other options than the store was created with
     │   ├── UnsupportedError               the backend does not declare this capability
     │   └── MissingDependencyError (ImportError)   names the `pip install` line that helps
+    ├── RejectedPointsError                points of a buffer or a copy that cannot be stored
+    ├── CopyError                          a copy stopped: on which side, and what had landed
+    │   ├── SourceChangedError             a copy is resumed from a source that is another one
+    │   ├── CopyTimeoutError (WaitTimeoutError)   it took longer than `timeout`
+    │   └── CopyCancelledError (CancelledError)   `cancel` was set
+    ├── DifferenceError                    two stores do not hold the same
     ├── LifecycleError
     │   ├── NotOpenError                   used before open or after close
     │   ├── ReadOnlyError                  a write to a store opened with `read_only=True`
@@ -32,6 +38,7 @@
         ├── StoreInUseError                another process writes to the store
         │   └── StoreInUseTimeoutError (WaitTimeoutError)   it still did after `timeout`
         ├── StorageFullError               the disk is full
+        ├── BatchTooLargeError             more at once than the backend takes
         ├── FormatVersionError             a store of a newer or foreign format
         ├── CorruptionError                stored bytes fail their checksum
         └── SnapshotExpiredError           a reader outlived `snapshot_age_max`
@@ -43,6 +50,12 @@ points, of every offender it knows of.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # for signatures alone: these stand above this module
+    from tsengine.model import DataPoint
+    from tsengine.pipeline.progress import CopyReport
+    from tsengine.pipeline.verifying import Difference
 
 
 class TsEngineError(Exception):
@@ -100,6 +113,33 @@ class DuplicatePointError(InvalidDataError):
 
 class BatchShapeError(InvalidDataError):
     """Is raised when the columns of a batch do not fit together or have a wrong dtype."""
+
+
+class RejectedPointsError(TsEngineError):
+    """Is raised when points that were taken turned out to be such as cannot be stored.
+
+    The other points of their batch are stored. Those rejected are in nobody's hands any more
+    but this error's: they stay what the application makes of them. No InvalidDataError: that
+    would say that the points of the present call are bad.
+
+    Attributes:
+        rejections: the rejected points and what is wrong with them, by error.
+    """
+
+    def __init__(
+        self, message: str, *, rejections: Sequence[tuple[Sequence[DataPoint], Exception]]
+    ) -> None:
+        super().__init__(message)
+        self.rejections = tuple((list(points), error) for points, error in rejections)
+
+    @property
+    def points(self) -> list[DataPoint]:
+        """All rejected points."""
+        return [point for points, _ in self.rejections for point in points]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the points."""
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 # Queries
@@ -239,6 +279,10 @@ class StorageFullError(StorageError):
     """Is raised when the disk is full; nothing of the call was stored."""
 
 
+class BatchTooLargeError(StorageError):
+    """Is raised when a commit is larger than the backend takes; smaller ones may be stored."""
+
+
 class FormatVersionError(StorageError):
     """Is raised when a store was written in a format that this version does not read."""
 
@@ -249,3 +293,68 @@ class CorruptionError(StorageError):
 
 class SnapshotExpiredError(StorageError):
     """Is raised when a read outlived `snapshot_age_max` and its data was given back."""
+
+
+# Pipelines
+
+
+class CopyError(TsEngineError):
+    """Is raised when a copy stops before the end of its source; its cause is what stopped it.
+
+    Attributes:
+        report: what had landed by then. A commit whose outcome is unknown counts only where the
+            target could tell that it was stored.
+        side: where it failed: reading the `"source"`, or because of its points; writing to the
+            `"target"`; or in what the `"caller"` gave or asked for: a callback that raised,
+            `cancel`, `timeout`.
+        rejections: points that cannot be stored and that nobody was handed, with what is wrong
+            with them, by error.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        report: CopyReport,
+        side: Literal["source", "target", "caller"],
+        rejections: Sequence[tuple[Sequence[DataPoint], Exception]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.report = report
+        self.side = side
+        self.rejections = tuple((list(points), error) for points, error in rejections)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the report."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class SourceChangedError(CopyError):
+    """Is raised when a copy is to be resumed, and its source is not what it was.
+
+    Nothing was copied: to go on would leave points out or store some twice.
+    """
+
+
+class CopyTimeoutError(CopyError, WaitTimeoutError):
+    """Is raised when a copy took longer than `timeout`; a named one can be resumed."""
+
+
+class CopyCancelledError(CopyError, CancelledError):
+    """Is raised when `cancel` was set during a copy; a named one can be resumed."""
+
+
+class DifferenceError(TsEngineError):
+    """Is raised when two stores that should hold the same do not.
+
+    Attributes:
+        difference: the first, by series ID, then time.
+    """
+
+    def __init__(self, message: str, *, difference: Difference) -> None:
+        super().__init__(message)
+        self.difference = difference
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the difference."""
+        return _rebuild, (type(self), self.args, self.__dict__)

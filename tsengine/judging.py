@@ -87,6 +87,21 @@ class Judge:
         Raises:
             InvalidDataError: the point is not valid.
         """
+        entry = self.judge_unasked(point)
+        if entry is not None:
+            return entry
+        judged = self._handler.validate_point(point)
+        self._remember(judged.labels, kind_of_stored(judged.value), before)
+        return judged.labels, judged.timestamp, judged.value
+
+    def judge_unasked(self, point: PointLike) -> tuple[Labels, int, Value] | None:
+        """Give one point as an entry, where that takes no question to the handler; else None.
+
+        For a caller that must not wait for a handler.
+
+        Raises:
+            InvalidDataError: the point is not valid.
+        """
         try:
             labels, moment, given = point
         except (TypeError, ValueError):
@@ -102,9 +117,7 @@ class Judge:
                 return labels, timestamp, fit_value(given, known)[1]
             except ValueKindError:
                 pass  # the handler raises, and says it better, unless a delete freed the kind
-        judged = self._handler.validate_point(point)
-        self._remember(judged.labels, kind_of_stored(judged.value), before)
-        return judged
+        return None
 
     def judge_many(self, points: list[PointLike], points_max: int) -> list[object]:
         """Give points as entries of at most `points_max` points.
@@ -129,6 +142,10 @@ class Judge:
         offenders.raise_any()
         return entries
 
+    def are_plain(self, points: list[PointLike]) -> bool:
+        """Whether all are floats of series known to hold floats, valid as they are given."""
+        return self._float_columns(points) is not None
+
     def judge_series(self, labels: Labels, timestamps: object, values: object) -> Columns:
         """Give columns of one series, copied.
 
@@ -149,6 +166,8 @@ class Judge:
         Half of what it would cost to ask about each of very many new series.
         """
         # With some floats known, `earliest` is that of an open handler.
+        if type(labels) is Labels and labels in self.floats:
+            return self.earliest <= timestamp <= INT64_MAX
         if (
             not self.floats
             or type(labels) is not Labels

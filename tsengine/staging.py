@@ -125,7 +125,7 @@ class Staging:
         """
         self._close_chunk()
         if not batch.judged:
-            _check_shape(batch)
+            check_shape(batch)
             self._rules.check_distinct_labels(batch.labels)
             self._rules.check_timestamps(batch.timestamps)
         parts = self._split_by_kind(batch)
@@ -390,29 +390,12 @@ def receipt_of(
     return WriteReceipt(submitted, submitted - refused, refused, evicted, reasons, indices)
 
 
-def kind_of_column(values: ValueArray) -> ValueKind:
-    """Give the kind that a column as it is stored holds, by its dtype.
+def check_shape(batch: GroupedBatch) -> None:
+    """Check that labels, offsets and columns of a batch fit together.
 
     Raises:
-        BatchShapeError: the dtype is that of no kind.
+        BatchShapeError: they do not.
     """
-    for kind in ValueKind:
-        if values.dtype == kind.dtype:
-            return kind
-    raise BatchShapeError(f"values of dtype {values.dtype} are of no kind")
-
-
-def _kind_of_stored(value: Value) -> ValueKind:
-    if type(value) is float:
-        return ValueKind.FLOAT
-    return ValueKind.INT if type(value) is int else ValueKind.OBJECT
-
-
-def _no_rows(group: SeriesBatch) -> SeriesBatch:
-    return SeriesBatch(group.labels, group.timestamps[:0], group.values[:0])
-
-
-def _check_shape(batch: GroupedBatch) -> None:
     offsets, timestamps, values = batch.offsets, batch.timestamps, batch.values
     if timestamps.ndim != 1 or values.ndim != 1 or offsets.ndim != 1:
         raise BatchShapeError(
@@ -437,6 +420,28 @@ def _check_shape(batch: GroupedBatch) -> None:
             f"offsets must ascend from 0 to {len(timestamps)}, not from {offsets[0]} to "
             f"{offsets[-1]}"
         )
+
+
+def kind_of_column(values: ValueArray) -> ValueKind:
+    """Give the kind that a column as it is stored holds, by its dtype.
+
+    Raises:
+        BatchShapeError: the dtype is that of no kind.
+    """
+    for kind in ValueKind:
+        if values.dtype == kind.dtype:
+            return kind
+    raise BatchShapeError(f"values of dtype {values.dtype} are of no kind")
+
+
+def _kind_of_stored(value: Value) -> ValueKind:
+    if type(value) is float:
+        return ValueKind.FLOAT
+    return ValueKind.INT if type(value) is int else ValueKind.OBJECT
+
+
+def _no_rows(group: SeriesBatch) -> SeriesBatch:
+    return SeriesBatch(group.labels, group.timestamps[:0], group.values[:0])
 
 
 def _filled_groups(batch: GroupedBatch) -> GroupedBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from tsengine.errors import CancelledError, UnknownOptionError
@@ -12,6 +13,9 @@ PAUSE_SECONDS_MIN: Final = 0.001
 PAUSE_SECONDS_MAX: Final = 0.05
 """Between two looks at what has no event to wait for, such as a file lock: each pause is half as
 long again as the one before, which costs a waiting process about 20 system calls a second."""
+
+LOST_SECONDS: Final = 1.0
+"""What a notification costs that is lost, because an interrupt came before it was given."""
 
 
 class Patience:
@@ -34,7 +38,9 @@ class Patience:
             )
         self._timeout = timeout
         self._cancel = cancel
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline = (
+            None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX / 2)
+        )
         self._pause = PAUSE_SECONDS_MIN
         self._check_cancelled()
 
@@ -43,6 +49,31 @@ class Patience:
         """Whether it does not wait at all."""
         return self._timeout == 0
 
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, at least 0; None without end."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def wait_for(self, condition: threading.Condition, ready: Callable[[], bool]) -> bool:
+        """Wait for what a condition is notified of; whether it came before time was up.
+
+        Args:
+            condition: held by the caller.
+            ready: whether it came; asked with the condition held.
+
+        Raises:
+            CancelledError: `cancel` was set.
+        """
+        while not ready():
+            self._check_cancelled()
+            left = self.left
+            if left == 0:
+                return False
+            # An event of the caller's notifies no condition.
+            longest = LOST_SECONDS if self._cancel is None else PAUSE_SECONDS_MAX
+            condition.wait(longest if left is None else min(left, longest))
+        return True
+
     def wait(self) -> bool:
         """Wait a little, longer each time; whether there is time left to look again.
 
@@ -50,8 +81,8 @@ class Patience:
             CancelledError: `cancel` was set, which ends the pause at once.
         """
         pause = self._pause
-        if self._deadline is not None:
-            left = self._deadline - time.monotonic()
+        left = self.left
+        if left is not None:
             if left <= 0:
                 return False
             pause = min(pause, left)

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import tsengine
@@ -29,10 +30,12 @@ class LosingBuffer(WriteBuffer):
 
     __slots__ = ()
 
-    def flush(self) -> WriteReceipt:
+    def flush(
+        self, timeout: float | None = None, cancel: threading.Event | None = None
+    ) -> WriteReceipt:
         """Commit, or lose all."""
         try:
-            return super().flush()
+            return super().flush(timeout, cancel)
         except KeyboardInterrupt:
             self.take_pending()
             raise

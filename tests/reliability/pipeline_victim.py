@@ -1,8 +1,9 @@
 """Pipeline victim: threads write through one buffer, flush, delete and compact until killed.
 
-Each thread writes the points 1, 2, 3, … of a series of its own, so that what survives is judged by
-counting; in its next life it goes on where the store ends. Values are the numbers of the points,
-and the duplicate policy is `sum`: a commit that counts twice shows. Run by `template.py`.
+Each thread writes or submits the points 1, 2, 3, … of a series of its own, so that what survives is
+judged by counting; in its next life it goes on where the store ends. Values are the numbers of the
+points, and the duplicate policy is `sum`: a commit that counts twice shows. Commits fail now and
+then, before and after their effect, and large ones are refused. Run by `template.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, Final
 
 from tests.reliability.history import Told
+from tsengine.acknowledgement import Acknowledgement
 from tsengine.backends.lmdb import LmdbEngine, merge
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
-from tsengine.model import Labels
+from tsengine.errors import BatchTooLargeError, StorageError
+from tsengine.model import Labels, ProducerMark, WriteReceipt
+from tsengine.retry import RetryPolicy
+from tsengine.testing.faults import FaultyHandler
 
 THREADS: Final = 3
 SERIES: Final = [Labels("written", thread=str(thread)) for thread in range(THREADS)]
@@ -53,6 +58,33 @@ class Progress(Told):
     )
 
 
+class Flaky(FaultyHandler):
+    """Fails now and then, before or after a commit took effect, and takes no large batches.
+
+    Args:
+        engine: does the work.
+        chance: when.
+    """
+
+    def __init__(self, engine: Engine, chance: random.Random) -> None:
+        super().__init__(engine)
+        self._chance = chance
+
+    def flush_buffer(self, mark: ProducerMark | None = None) -> WriteReceipt:
+        """Commit, or fail before or after it."""
+        fate = self._chance.random()
+        if self.handler.staged_points > 20 and fate < 0.2:
+            self.handler.discard_buffer()
+            raise BatchTooLargeError("so many at once")
+        if fate > 0.95:
+            self.handler.discard_buffer()
+            raise StorageError("before")
+        receipt = super().flush_buffer(mark)
+        if fate > 0.9:
+            raise StorageError("after")
+        return receipt
+
+
 def live(arguments: Mapping[str, Any], ready: Callable[[], None]) -> None:
     """Write, flush, delete and compact until the end."""
     chance = random.Random(arguments["seed"])
@@ -66,7 +98,14 @@ def live(arguments: Mapping[str, Any], ready: Callable[[], None]) -> None:
     ready()
     engine = LmdbEngine(arguments["store"], duplicate_policy="sum", block_points=64).open()
     progress.lives += 1
-    buffer = WriteBuffer(engine, points_max=chance.choice([7, 100]), producer=PRODUCER)
+    buffer = WriteBuffer(
+        Flaky(engine, random.Random(chance.random())),
+        points_max=chance.choice([7, 100]),
+        age_max=chance.choice([None, 0.002]),
+        background=chance.random() < 0.5,
+        producer=PRODUCER,
+        retry=RetryPolicy(max_retries=100, backoff_min=0.0, backoff_max=0.0, min_batch_size=3),
+    )
     failed: list[BaseException] = []
 
     def guarded(thread: int, seed: float) -> None:
@@ -98,13 +137,21 @@ def _write(
     last = engine.latest(labels)
     number = last[0].timestamp if last else progress.deleted[thread]
     while True:
+        waits = chance.random() < 0.3
+        futures: list[Acknowledgement] = []
         for _ in range(chance.choice([1, 5, 60])):
             number += 1
             progress.given[thread] = max(number, progress.given[thread])
-            buffer.write((labels, number, float(number)))
+            if waits:
+                futures.append(buffer.submit((labels, number, float(number))))
+            else:
+                buffer.write((labels, number, float(number)))
         if fault == "early":  # the planted fault
             progress.acknowledged[thread] = number
-        buffer.flush()
+        for future in futures:
+            future.result()
+        if not waits:
+            buffer.flush()
         progress.acknowledged[thread] = number
         if chance.random() < 0.1:
             before = max(number - chance.randint(0, 100), progress.deleting[thread], 1)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 from tsengine.buffer import WriteBuffer
+from tsengine.buffered import BufferedEngine
 from tsengine.engine import Capability, Engine
 from tsengine.testing.compare import assert_aggregate, assert_range, assert_same
 from tsengine.testing.operations import (
@@ -44,10 +45,11 @@ class Target:
     """One way to store: an engine, its options, and how it is written to.
 
     Attributes:
-        make_engine: makes the engine, unopened, of a path and options.
+        make_engine: makes the engine, unopened, of a path and options. Writes to a
+            BufferedEngine go through its buffer, which nothing flushes but the engine itself.
         options: what this target alone is opened with, on top of what all share.
         buffer_points: `points_max` of the buffer that its writes go through; None writes
-            directly, one commit a write.
+            directly, one commit a write. Not for a BufferedEngine.
         compacts: whether it is compacted after every write.
     """
 
@@ -69,9 +71,11 @@ class _Runner:
     def open(self) -> None:
         self.engine = self.target.make_engine(self.path, **self.options).open()
         points_max = self.target.buffer_points
-        self.buffer = (
-            None if points_max is None else WriteBuffer(self.engine, points_max=points_max)
-        )
+        self.buffer: WriteBuffer | None = None
+        if isinstance(self.engine, BufferedEngine):
+            self.buffer = self.engine.buffer
+        elif points_max is not None:
+            self.buffer = WriteBuffer(self.engine, points_max=points_max)
 
     def close(self) -> None:
         if self.buffer is not None:
@@ -79,7 +83,7 @@ class _Runner:
         self.engine.close()
 
     def flush(self) -> None:
-        if self.buffer is not None:
+        if self.buffer is not None and not isinstance(self.engine, BufferedEngine):
             self.buffer.flush()
 
     def write(self, operation: Write | WriteColumns) -> Outcome | None:

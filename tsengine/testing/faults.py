@@ -4,14 +4,15 @@
     buffer = WriteBuffer(faults)
 
 The third flush is committed and nevertheless fails, as when the reply of a server is lost:
-what the buffer does next must not store anything twice.
+what the buffer does next must not store anything twice. A fault may strike every k-th call
+(`every`), stall (`stall`), or strike only what is about certain points (`about`).
 """
 
 from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -26,6 +27,7 @@ from tsengine.model import (
     ValueKind,
     WriteReceipt,
 )
+from tsengine.retry import ErrorClass
 
 _T = TypeVar("_T")
 
@@ -59,6 +61,9 @@ class Fault:
         method: the call that fails, one of `METHODS`.
         at: which of its calls fails first, from 1.
         times: how many calls in a row fail.
+        every: after so many calls it strikes again, and so on; None for once.
+        about: counts and strikes only flushes of a point of which this is true, as of those
+            of one series.
         when: whether the call takes effect.
         error: makes what is raised; None only stalls.
         stall: a call that is struck waits for this event first.
@@ -68,6 +73,8 @@ class Fault:
     method: str
     at: int = 1
     times: int = 1
+    every: int | None = None
+    about: Callable[[DataPoint], bool] | None = None
     when: When = When.BEFORE
     error: Callable[[], BaseException] | None = field(
         default=lambda: StorageError("a fault on demand")
@@ -78,11 +85,18 @@ class Fault:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"{self.method!r} is none of {', '.join(METHODS)}")
+        if self.every is not None and self.every < self.times:
+            raise ValueError(f"every={self.every} is less than times={self.times}")
+        if self.about is not None and self.method != "flush_buffer":
+            raise ValueError(f"only flush_buffer is about points, not {self.method}")
 
-    def strikes(self) -> bool:
-        """Count a call; whether it is one that fails."""
+    def strikes(self, points: Iterable[DataPoint] = ()) -> bool:
+        """Count a call, which may be about points; whether it is one that fails."""
+        if self.about is not None and not any(map(self.about, points)):
+            return False
         self.calls += 1
-        return self.at <= self.calls < self.at + self.times
+        since = self.calls - self.at
+        return since >= 0 and (since if self.every is None else since % self.every) < self.times
 
 
 class FaultyHandler(WriteBufferHandler):
@@ -101,11 +115,28 @@ class FaultyHandler(WriteBufferHandler):
         self.validates_every_point = handler.validates_every_point
         self.marks_producers = handler.marks_producers
         self._lock = threading.Lock()  # guards the counts of faults
+        self._staged = threading.local()  # .points, of those faults that are about some
 
     @property
     def timestamp_min(self) -> int:
         """That of the handler."""
         return self.handler.timestamp_min
+
+    @property
+    def holds_only_floats(self) -> bool:
+        """That of the handler, unless faults are to meet its validation."""
+        return self.handler.holds_only_floats and not any(
+            fault.method == "validate_point" for fault in self.faults
+        )
+
+    @property
+    def staged_points(self) -> int:
+        """That of the handler."""
+        return self.handler.staged_points
+
+    def error_class(self, error: Exception) -> ErrorClass:
+        """That of the handler."""
+        return self.handler.error_class(error)
 
     def validate_point(self, point: PointLike) -> DataPoint:
         """As the handler does, or a fault."""
@@ -122,29 +153,49 @@ class FaultyHandler(WriteBufferHandler):
     def write_to_buffer(self, point: PointLike) -> None:
         """As the handler does, or a fault."""
         self._do("write_to_buffer", lambda: self.handler.write_to_buffer(point))
+        if self._minds_points:
+            self._points().append(DataPoint(*point))
 
     def write_batch_to_buffer(self, batch: GroupedBatch) -> None:
         """As the handler does, or a fault."""
         self._do("write_batch_to_buffer", lambda: self.handler.write_batch_to_buffer(batch))
+        if self._minds_points:
+            self._points().extend(point for one in batch.groups() for point in one.points())
 
     def flush_buffer(self, mark: ProducerMark | None = None) -> WriteReceipt:
         """As the handler does, or a fault; the staging is consumed in any case."""
         try:
             return self._do("flush_buffer", lambda: self.handler.flush_buffer(mark))
         finally:
+            self._points().clear()
             self.handler.discard_buffer()
 
     def discard_buffer(self) -> None:
         """As the handler does, or a fault."""
+        self._points().clear()
         self._do("discard_buffer", self.handler.discard_buffer)
 
     def forget_producer(self, producer: str) -> None:
         """As the handler does, or a fault."""
         self._do("forget_producer", lambda: self.handler.forget_producer(producer))
 
+    @property
+    def _minds_points(self) -> bool:
+        return any(fault.about is not None for fault in self.faults)
+
+    def _points(self) -> list[DataPoint]:
+        """Give what this thread staged, as far as a fault minds."""
+        if not hasattr(self._staged, "points"):
+            self._staged.points = []
+        points: list[DataPoint] = self._staged.points
+        return points
+
     def _do(self, method: str, call: Callable[[], _T]) -> _T:
         with self._lock:
-            struck = [fault for fault in self.faults if fault.method == method and fault.strikes()]
+            points = self._points()
+            struck = [
+                fault for fault in self.faults if fault.method == method and fault.strikes(points)
+            ]
         for fault in struck:
             if fault.stall is not None:
                 fault.stall.wait(STALL_MAX)

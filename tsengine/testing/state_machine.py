@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Capability, Engine
-from tsengine.errors import InvalidDataError
+from tsengine.errors import InvalidDataError, RejectedPointsError, ValueOverflowError
 from tsengine.model import INT64_MIN, Labels, ProducerMark, ValueKind
 from tsengine.testing.agreement import EngineFactory
 from tsengine.testing.compare import (
@@ -114,7 +114,7 @@ class EngineMachine(RuleBasedStateMachine):
         make = type(self).make
         path = Path(self.folder.name) / "store"
         self.engine = make(path, clock_ns=lambda: self.now, **options).open()
-        self.buffer = WriteBuffer(self.engine, points_max=100_000)
+        self.buffer = WriteBuffer(self.engine, points_max=100_000, age_max=None)
 
     @property
     def opened(self) -> Engine:
@@ -211,21 +211,27 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def flush_buffer(self) -> None:
-        """Flush the buffer: one commit, or an error that leaves all points in it."""
+        """Flush the buffer, whose bad points are told, and whose good ones are stored."""
         self._flush()
 
     def _flush(self) -> None:
+        """Flush: bad points are named, and the others are stored in one commit."""
         pending, self.pending = self.pending, []
-        expected = write_to_model(self.model, Write(tuple(pending)))
-        if isinstance(expected, tuple):
-            error, indices = expected
-            with pytest.raises(error) as caught:
-                self.buffer.flush()
-            assert caught.value.indices == indices
-            taken = self.buffer.take_pending()
-            assert [point[:2] for point in taken] == [point[:2] for point in pending]
+        points, rejected = pending, list[Point]()
+        while isinstance(outcome := write_to_model(self.model, Write(tuple(points))), tuple):
+            error, indices = outcome
+            if error is ValueOverflowError:  # which of the points is one too many, none can say
+                taken = self.buffer.take_pending()
+                assert [point[:2] for point in taken] == [point[:2] for point in pending]
+                return
+            rejected += [points[index] for index in indices]
+            points = [point for index, point in enumerate(points) if index not in indices]
+        if not rejected:
+            assert self.buffer.flush() == outcome
             return
-        assert self.buffer.flush() == expected
+        with pytest.raises(RejectedPointsError) as caught:
+            self.buffer.flush()
+        assert [point[:2] for point in caught.value.points] == [point[:2] for point in rejected]
         assert self.buffer.pending == 0
 
     # Deleting.

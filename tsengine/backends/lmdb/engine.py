@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 import lmdb
 import numpy as np
@@ -21,6 +21,7 @@ from tsengine.backends.lmdb.aggregating import push_down
 from tsengine.backends.lmdb.blocks import ROWS_MAX
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.checking import check_store
+from tsengine.backends.lmdb.columns import Columns
 from tsengine.backends.lmdb.edges import edge_points
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.files import DATA_FILE, sync_directory, sync_file
@@ -186,14 +187,8 @@ class LmdbEngine(Engine):
                 yield from labels
 
     def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
-        store = self._store
-        start = max(start, store.retained_from())
-        with store.pinned(lambda transaction: self._resolve(transaction, selector)) as (
-            manifest,
-            numbers,
-        ):
-            if start < end and len(numbers):
-                yield from self._scan_pinned(manifest, numbers, start, end)
+        batches = self._scan_batches(selector, start, end, grouped=False)
+        return cast("Iterator[SeriesBatch]", batches)
 
     def _delete(self, selector: Selector, start: int, end: int) -> int:
         store = self._store
@@ -286,6 +281,19 @@ class LmdbEngine(Engine):
         if piece is None:
             return QueryResult(())
         return QueryResult((series_batch(resolved.exact, number, piece),))
+
+    def scan_groups(
+        self,
+        selector: SelectorLike = None,
+        start: TimestampLike | None = None,
+        end: TimestampLike | None = None,
+    ) -> Iterator[SeriesBatch | GroupedBatch]:
+        self._check_open()
+        first, last = timestamp_range(start, end)
+        resolved = to_selector(selector)
+        if first == last:
+            return iter(())
+        return self._scan_batches(resolved, first, last, grouped=True)
 
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._edges(selector, newest=False)
@@ -401,6 +409,11 @@ class LmdbEngine(Engine):
         finally:
             release(shared, self._user)
 
+    def shares_store(self, other: Engine) -> bool:
+        if not isinstance(other, LmdbEngine) or self._is_new or other._is_new:
+            return False
+        return self._store is other._store
+
     # Inside.
 
     def _resolve(self, transaction: lmdb.Transaction, selector: Selector) -> Int64Array:
@@ -423,9 +436,21 @@ class LmdbEngine(Engine):
         cache = catalogue.number_cache(manifest.state.catalogue_epoch)
         return catalogue.number(transaction, labels, cache)
 
+    def _scan_batches(
+        self, selector: Selector, start: int, end: int, *, grouped: bool
+    ) -> Iterator[SeriesBatch | GroupedBatch]:
+        store = self._store
+        start = max(start, store.retained_from())
+        with store.pinned(lambda transaction: self._resolve(transaction, selector)) as (
+            manifest,
+            numbers,
+        ):
+            if start < end and len(numbers):
+                yield from self._scan_pinned(manifest, numbers, start, end, grouped=grouped)
+
     def _scan_pinned(
-        self, manifest: Manifest, numbers: Int64Array, start: int, end: int
-    ) -> Iterator[SeriesBatch]:
+        self, manifest: Manifest, numbers: Int64Array, start: int, end: int, *, grouped: bool
+    ) -> Iterator[SeriesBatch | GroupedBatch]:
         rows = sum(run.rows for run in manifest.runs if run.overlaps(start, end))
         listed = manifest.state.next_series
         if rows > SHORT_SERIES * listed or len(numbers) == 1:
@@ -434,7 +459,8 @@ class LmdbEngine(Engine):
             return
         each = max(SCAN_ROWS * listed // max(rows, 1), 1)
         for first in range(0, len(numbers), each):
-            yield from self._scan_together(manifest, numbers[first : first + each], start, end)
+            some = numbers[first : first + each]
+            yield from self._scan_together(manifest, some, start, end, grouped=grouped)
 
     def _scan_series(
         self, manifest: Manifest, number: int, start: int, end: int
@@ -456,9 +482,12 @@ class LmdbEngine(Engine):
                 yield series_batch(labels, number, piece)
 
     def _scan_together(
-        self, manifest: Manifest, numbers: Int64Array, start: int, end: int
-    ) -> Iterator[SeriesBatch]:
-        """Read many short series at once, and give them in the order of `numbers`."""
+        self, manifest: Manifest, numbers: Int64Array, start: int, end: int, *, grouped: bool
+    ) -> Iterator[SeriesBatch | GroupedBatch]:
+        """Read many short series at once, and give them in the order of `numbers`.
+
+        Numbers come as one batch where that is asked for and they are of one kind.
+        """
         store = self._store
         if len(numbers) == 1:
             yield from self._scan_series(manifest, int(numbers[0]), start, end)
@@ -474,17 +503,26 @@ class LmdbEngine(Engine):
                 store.options.duplicate_policy,
                 rows_max=4 * SCAN_ROWS,
             )
-            found = {
-                number: (part, place)
-                for part in parts or ()
-                for place, number in enumerate(part.series.tolist())
-            }
-            order = [number for number in numbers.tolist() if number in found]
+            whole: Columns | None = None
+            found: dict[int, tuple[Columns, int]] = {}
+            if grouped and parts is not None and len(parts) == 1 and not _holds_objects(parts[0]):
+                whole = _in_order(parts[0], numbers)
+                order = whole.series.tolist()
+            else:
+                found = {
+                    number: (part, place)
+                    for part in parts or ()
+                    for place, number in enumerate(part.series.tolist())
+                }
+                order = [number for number in numbers.tolist() if number in found]
             names = store.labels_of(transaction, manifest, order, remember=False)
+        if whole is not None:
+            yield GroupedBatch(names, whole.offsets, whole.timestamps, whole.values)
+            return
         if parts is None:  # some of them are long after all
             middle = len(numbers) // 2
-            yield from self._scan_together(manifest, numbers[:middle], start, end)
-            yield from self._scan_together(manifest, numbers[middle:], start, end)
+            for half in (numbers[:middle], numbers[middle:]):
+                yield from self._scan_together(manifest, half, start, end, grouped=grouped)
             return
         for number, labels in zip(order, names, strict=True):
             part, place = found[number]
@@ -499,3 +537,21 @@ class LmdbEngine(Engine):
         return edge_points(
             self._store, lambda transaction: self._resolve(transaction, resolved), newest=newest
         )
+
+
+def _holds_objects(columns: Columns) -> bool:
+    return columns.values.dtype == ValueKind.OBJECT.dtype
+
+
+def _in_order(columns: Columns, numbers: Int64Array) -> Columns:
+    """Give a copy of columns in the order of some numbers, all of theirs among them."""
+    places = columns.series.searchsorted(numbers)
+    places[places == len(columns.series)] = 0
+    places = places[columns.series[places] == numbers]
+    if (places[1:] > places[:-1]).all():
+        return columns.copy()
+    counts = np.diff(columns.offsets)[places]
+    offsets = np.zeros(len(places) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    rows = np.repeat(columns.offsets[places] - offsets[:-1], counts) + np.arange(len(columns))
+    return Columns(columns.series[places], offsets, columns.timestamps[rows], columns.values[rows])

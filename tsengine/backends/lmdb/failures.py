@@ -10,6 +10,7 @@ from typing import Final
 import lmdb
 
 from tsengine.errors import (
+    BatchTooLargeError,
     CorruptionError,
     FormatVersionError,
     SnapshotExpiredError,
@@ -75,6 +76,8 @@ def translate(error: lmdb.Error, path: Path) -> StorageError:
         return CorruptionError(text)
     if isinstance(error, (lmdb.VersionMismatchError, lmdb.InvalidError)):
         return FormatVersionError(f"{path} is no LMDB store of this version: {error}")
+    if isinstance(error, lmdb.TxnFullError):
+        return BatchTooLargeError(f"{path} cannot take so much in one commit: {error}")
     if isinstance(error, lmdb.BadRslotError):
         return SnapshotExpiredError(text)
     return StorageError(text)

@@ -1,0 +1,90 @@
+"""Copies: one store copied into another, killed (kill -9) at random, and resumed, life after life.
+
+After each kill the target holds a beginning of the source, each point once, and at least what
+`progress` had told of (`copies_victim.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from tests.reliability.copies_victim import Progress
+from tests.reliability.forking import Template
+
+VICTIM: Final = Path(__file__).with_name("copies_victim.py")
+
+LIFE_SECONDS_MAX: Final = 0.4
+"""Longest life: about what a copy takes."""
+
+
+class Copies:
+    """A source, a target, and the lives of what copies between them.
+
+    Args:
+        template: of `copies_victim.py`.
+        folder: for the stores.
+        seed: of all chance.
+        fault: a bug planted in the victim.
+    """
+
+    def __init__(
+        self, template: Template, folder: Path, seed: int, *, fault: str | None = None
+    ) -> None:
+        self.progress = Progress.at(folder / "progress")
+        self._template = template
+        self._chance = random.Random(seed)
+        self._arguments = {
+            "source": str(folder / "source"),
+            "target": str(folder / "target"),
+            "progress": str(folder / "progress"),
+            "fault": fault,
+        }
+        template.run("build", **self._arguments)
+
+    def life(self) -> None:
+        """Let it copy for a while, kill it, and examine what is left.
+
+        Raises:
+            AssertionError: a promise is broken.
+        """
+        chance = self._chance
+        pid = self._template.start("live", **self._arguments, seed=chance.random())
+        seconds = chance.uniform(0, LIFE_SECONDS_MAX)
+        self._template.go()
+        time.sleep(seconds)  # any moment is a good one
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        ended = self._template.end()
+        place = f"life {self.progress.lives}, killed after {seconds:.4f} s"
+        if ended.status != -signal.SIGKILL:
+            raise AssertionError(f"{place}: ended by itself: {ended.error}")
+        try:
+            self._template.run("examine", **self._arguments)
+        except AssertionError as error:
+            raise AssertionError(f"{place}\n{error}") from error
+
+
+def torture(seed: int, seconds: float, folder: Path) -> dict[str, object]:
+    """Kill copies of one store again and again."""
+    end = time.monotonic() + seconds
+    with Template(VICTIM) as template:
+        copies = Copies(template, folder, seed)
+        lives = 0
+        while time.monotonic() < end:
+            try:
+                copies.life()
+            except AssertionError as error:
+                raise AssertionError(f"seed {seed}: {error}") from error
+            lives += 1
+        return {
+            "kills": lives,
+            "copies_completed": copies.progress.copies,
+            "points_lost": 0,
+            "points_stored_twice": 0,
+        }
