@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import gc
+import inspect
 import logging
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tsengine.aio import taking
 from tsengine.aio.delivery import Mailbox
 from tsengine.backends.memory import MemoryEngine
 from tsengine.errors import (
+    AggregationError,
     BufferFullError,
     DuplicatePointError,
     InvalidDataError,
@@ -33,7 +35,6 @@ from tsengine.errors import (
     StorageError,
     TimestampError,
     UnsavedPointsError,
-    UnsupportedError,
     ValueKindError,
 )
 from tsengine.judging import Judge
@@ -48,6 +49,7 @@ from tsengine.model import (
 )
 from tsengine.retry import RetryPolicy
 from tsengine.selectors import Selector
+from tsengine.testing.compare import rows_of
 from tsengine.testing.faults import Fault, FaultyHandler, When
 
 A, B, C = (Labels("cpu", host=host) for host in "abc")
@@ -1025,10 +1027,30 @@ def test_reads_and_writes_answer_as_the_engine_does(tmp_path: Path) -> None:
                 assert await copy.count() == 4
             assert isinstance(await fail(engine.query("{")), SelectorError)
             assert isinstance(await fail(anext(engine.scan("{"))), SelectorError)
-            if not hasattr(sync, "aggregate"):
-                assert isinstance(await fail(engine.aggregate()), UnsupportedError)
         assert isinstance(await fail(engine.count()), NotOpenError)
         await engine.close()
+
+    run(main)
+
+
+def test_aggregations_answer_as_the_engine_does(tmp_path: Path) -> None:
+    """Every word of an aggregation reaches the engine, and its answer and its errors come back."""
+    theirs, ours = (inspect.signature(of.aggregate) for of in (tsengine.Engine, aio.Engine))
+    assert ours == theirs
+
+    async def main() -> None:
+        async with aio.open(f"lmdb://{tmp_path / 'store'}", integers="int") as engine:
+            await engine.write([(A, 1, 1.0), (A, 3, 4.0), (B, 3, 7), (C, 12, 0.5)])
+            everything = await engine.aggregate(functions=["count"], group_by=[])
+            assert [batch.values.tolist() for batch in everything] == [[4]]
+            found = await engine.aggregate(
+                '{host!="c"}', 0, 9, functions=["sum"], every="2ns", group_by=[], origin=1, fill=-1
+            )
+            expected = [(-1, -1.0), (1, 1.0), (3, 11.0), (5, -1.0), (7, -1.0)]
+            assert rows_of(found) == {Labels(): expected}
+            assert isinstance(await fail(engine.aggregate(functions=["mode"])), AggregationError)
+            assert isinstance(await fail(engine.aggregate("{", functions=["sum"])), SelectorError)
+        assert isinstance(await fail(engine.aggregate(functions=["sum"])), NotOpenError)
 
     run(main)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Generic, Self, TypeVar
 
 from tsengine import registry
+from tsengine.aggregation import Fill
 from tsengine.aio.waiting_thread import WaitingThread, finish
 from tsengine.engine import CompactReport, EngineStats
 from tsengine.engine import Engine as SyncEngine
-from tsengine.errors import UnsupportedError
 from tsengine.model import (
     DataPoint,
+    DurationLike,
     GroupedBatch,
     Labels,
     PointLike,
@@ -164,18 +165,26 @@ class Engine:
         selector: SelectorLike = None,
         start: TimestampLike | None = None,
         end: TimestampLike | None = None,
-        **how: object,
+        *,
+        functions: Sequence[str],
+        every: DurationLike | None = None,
+        group_by: Sequence[str] | None = None,
+        origin: TimestampLike | None = None,
+        fill: Fill = "none",
     ) -> QueryResult:
-        """Aggregate, where the engine can.
-
-        Raises:
-            UnsupportedError: it cannot.
-            Exception: as its own method.
-        """
-        aggregate: Callable[..., QueryResult] | None = getattr(self.sync, "aggregate", None)
-        if aggregate is None:
-            raise UnsupportedError(f"{type(self.sync).__name__} does not support aggregate")
-        return await self._thread.read(partial(aggregate, selector, start, end, **how))
+        """Reduce the rows of matching series in windows; see `tsengine.Engine.aggregate`."""
+        call = partial(
+            self.sync.aggregate,
+            selector,
+            start,
+            end,
+            functions=functions,
+            every=every,
+            group_by=group_by,
+            origin=origin,
+            fill=fill,
+        )
+        return await self._thread.read(call)
 
     async def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         """Give the first point of each matching series that has rows, by series ID."""
