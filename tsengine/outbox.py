@@ -243,8 +243,7 @@ class Outbox:
     def _watch(self) -> None:
         """See to it that points which are pending are committed in time, whoever drops us.
 
-        What just appended calls it: so it must not raise, and an interrupt between any two
-        steps has the next write call it again.
+        Where it does not come to its end the next write calls it again.
         """
         with self._state_lock:
             self._watch_locked()
@@ -252,11 +251,8 @@ class Outbox:
     def _watch_locked(self) -> None:
         if not self._is_unwatched or not self._entries:
             return
-        try:
-            keeping.keep(self)
-            self._first_at = self._clock()
-        except MemoryError:
-            return  # the next write tries
+        keeping.keep(self)
+        self._first_at = self._clock()
         if self._flusher is not None:
             self._flusher.bell.ring()
         self._is_unwatched = False
