@@ -611,6 +611,7 @@ class WriteBuffer(Outbox):
 
     def _work(self) -> float | None:
         """Do what is due, as the flusher; see `Worker`."""
+        self._is_timed = False
         wanted = self._is_wanted
         if wanted:
             self._is_wanted = False  # before anything departs
@@ -713,7 +714,10 @@ class WriteBuffer(Outbox):
         due = self._age_due()
         if self._is_wanted:
             due = min(due, self._retry_at - self._clock())
-        return None if due == math.inf else max(due, 0.0)
+        if due == math.inf:
+            return None
+        self._is_timed = True
+        return max(due, 0.0)
 
     def _complain(self, error: BaseException) -> None:
         fields = {**self._fields(), "error_type": type(error).__name__}

@@ -95,6 +95,7 @@ class Outbox:
         "_forgets_producer",
         "_given_back",
         "_handler",
+        "_is_timed",
         "_is_unwatched",
         "_last_told",
         "_limit",
@@ -183,6 +184,7 @@ class Outbox:
         # Flags, each changed in one step. Whoever appends looks at them afterwards, whoever
         # commits sets them and then looks at what was appended: so one sees what the other did.
         self._is_unwatched = True  # nobody will commit a first point for its age
+        self._is_timed = False  # the flusher will look by itself before a new point is old
         self._first_at = 0.0  # when the first pending point came, or somewhat earlier
 
     @property
@@ -253,7 +255,7 @@ class Outbox:
             return
         keeping.keep(self)
         self._first_at = self._clock()
-        if self._flusher is not None:
+        if self._flusher is not None and not self._is_timed:
             self._flusher.bell.ring()
         self._is_unwatched = False
 
