@@ -26,6 +26,9 @@ from tsengine.errors import (
 from tsengine.model import DataPoint, ProducerMark, WriteReceipt
 from tsengine.retry import RetryPolicy
 
+ROOT = str(Path(__file__).parent.parent)
+"""Behind all else on the path, so that what is tested is what is installed."""
+
 
 @pytest.fixture
 def recorder() -> Recorder:
@@ -256,8 +259,13 @@ def test_a_handler_of_rejected_points_may_close(recorder: Recorder) -> None:
 
 def test_a_handler_of_a_signal_may_close() -> None:
     """A signal whose handler closes the buffer loses no point, whatever it interrupts."""
-    script = """
-import os, signal, threading
+    script = (
+        f"""
+import sys
+sys.path.append({ROOT!r})
+"""
+        """
+import signal
 from tests.recorder import Recorder
 from tsengine.buffer import WriteBuffer
 from tsengine.errors import TsEngineError
@@ -285,12 +293,12 @@ for delay in range(40):
     assert taken <= stored <= taken + 1, (taken, stored)
 print("ok")
 """
+    )
     ended = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=Path(__file__).parent.parent,
         check=False,
     )
     assert (ended.stdout, ended.returncode) == ("ok\n", 0), ended.stderr
@@ -334,6 +342,8 @@ if __name__ == "__main__":
 def test_one_buffer_keeps_no_other_from_exit(tmp_path: Path) -> None:
     """At exit a handler that ends by SystemExit keeps no other buffer from being stored."""
     program = f"""
+import sys
+sys.path.append({ROOT!r})
 from tests.recorder import Recorder, A
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.buffer import WriteBuffer
@@ -354,7 +364,6 @@ buffers[-1].write((A, 1, 1.0))
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=Path(__file__).parent.parent,
         check=False,
     )
     assert ended.stderr.count("Python exits with 1 pending points") == 3

@@ -211,7 +211,10 @@ class WriteBuffer(Outbox):
                 if len(entries) < self._room:
                     entries += (labels, timestamp, value)
                     if self._is_unwatched:
-                        self._watch()
+                        try:
+                            self._watch()
+                        except MemoryError:
+                            pass  # the point is taken: the next write tries
                     return
         self._write_slowly(point)
 
@@ -429,8 +432,11 @@ class WriteBuffer(Outbox):
             return
         self._append((labels, timestamp, Awaited(value, waiter, tell)))
         self._is_wanted = True
-        if self._flusher is not None:  # in every case: an interrupt may have come in between
-            self._flusher.bell.ring()
+        try:
+            if self._flusher is not None:  # in every case: an interrupt may have come in between
+                self._flusher.bell.ring()
+        except MemoryError:
+            pass  # the point is taken: its age will have it committed, or the next one
 
     def _append(self, entry: tuple[object, ...]) -> bool:
         """Append one judged entry; whether that may have filled the buffer."""
@@ -438,7 +444,10 @@ class WriteBuffer(Outbox):
         if len(entries) < self._room:
             entries += entry
             if self._is_unwatched:
-                self._watch()
+                try:
+                    self._watch()
+                except MemoryError:
+                    pass  # as in `write`
             return False
         self._take(list(entry), 1)
         return True
@@ -520,7 +529,10 @@ class WriteBuffer(Outbox):
             self._extra += more
             self._room = room
         if self._is_unwatched:
-            self._watch()
+            try:
+                self._watch()
+            except MemoryError:
+                pass  # as in `write`
 
     def _commit_taken(self, points: int) -> None:
         """Have a full buffer committed, after a call whose points were taken."""
@@ -599,6 +611,7 @@ class WriteBuffer(Outbox):
 
     def _work(self) -> float | None:
         """Do what is due, as the flusher; see `Worker`."""
+        self._is_timed = False
         wanted = self._is_wanted
         if wanted:
             self._is_wanted = False  # before anything departs
@@ -701,7 +714,10 @@ class WriteBuffer(Outbox):
         due = self._age_due()
         if self._is_wanted:
             due = min(due, self._retry_at - self._clock())
-        return None if due == math.inf else max(due, 0.0)
+        if due == math.inf:
+            return None
+        self._is_timed = True
+        return max(due, 0.0)
 
     def _complain(self, error: BaseException) -> None:
         fields = {**self._fields(), "error_type": type(error).__name__}

@@ -95,6 +95,7 @@ class Outbox:
         "_forgets_producer",
         "_given_back",
         "_handler",
+        "_is_timed",
         "_is_unwatched",
         "_last_told",
         "_limit",
@@ -183,6 +184,7 @@ class Outbox:
         # Flags, each changed in one step. Whoever appends looks at them afterwards, whoever
         # commits sets them and then looks at what was appended: so one sees what the other did.
         self._is_unwatched = True  # nobody will commit a first point for its age
+        self._is_timed = False  # the flusher will look by itself before a new point is old
         self._first_at = 0.0  # when the first pending point came, or somewhat earlier
 
     @property
@@ -243,8 +245,7 @@ class Outbox:
     def _watch(self) -> None:
         """See to it that points which are pending are committed in time, whoever drops us.
 
-        What just appended calls it: so it must not raise, and an interrupt between any two
-        steps has the next write call it again.
+        Where it does not come to its end the next write calls it again.
         """
         with self._state_lock:
             self._watch_locked()
@@ -252,12 +253,9 @@ class Outbox:
     def _watch_locked(self) -> None:
         if not self._is_unwatched or not self._entries:
             return
-        try:
-            keeping.keep(self)
-            self._first_at = self._clock()
-        except MemoryError:
-            return  # the next write tries
-        if self._flusher is not None:
+        keeping.keep(self)
+        self._first_at = self._clock()
+        if self._flusher is not None and not self._is_timed:
             self._flusher.bell.ring()
         self._is_unwatched = False
 

@@ -25,6 +25,7 @@ from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
 from tsengine.errors import StorageError, StorageFullError, UnsavedPointsError
 from tsengine.model import Labels
+from tsengine.retry import RetryPolicy
 
 STEPS: Final = 16
 """Steps of a life: two deletes, one of them of a series, merges of two levels."""
@@ -34,6 +35,9 @@ TRIES_MAX: Final = 40
 
 Ready = Callable[[], None]
 Arguments = Mapping[str, Any]
+
+AT_ONCE: Final = RetryPolicy(max_retries=0)
+"""What the store fails with is to be seen, and not healed by the buffer."""
 
 
 class Life:
@@ -52,7 +56,9 @@ class Life:
     def open(self) -> None:
         """Open the store, which need not be there."""
         self.engine = self.persist(self._open)
-        self.buffer = WriteBuffer(self.engine, points_max=1_000, producer="disk")
+        self.buffer = WriteBuffer(
+            self.engine, points_max=1_000, producer="disk", age_max=None, retry=AT_ONCE
+        )
 
     def step(self, number: int) -> None:
         """Do step `number`, and try again while the disk fails."""
@@ -265,7 +271,7 @@ def close_full(arguments: Arguments, ready: Ready) -> dict[str, int]:
     ready()
     life.engine = life._open()
     life.look(2)
-    with WriteBuffer(life.engine) as buffer:
+    with WriteBuffer(life.engine, age_max=None, retry=AT_ONCE) as buffer:
         buffer.write_many(life.buffer.take_pending())
     life.done = 2
     return life.end()
@@ -309,7 +315,7 @@ def fill(arguments: Arguments, ready: Ready) -> dict[str, int]:
     life.engine = life._open()
     life.look(life.done)
     filler.unlink()
-    life.buffer = WriteBuffer(life.engine)
+    life.buffer = WriteBuffer(life.engine, age_max=None, retry=AT_ONCE)
     life.step(number + 1)
     return life.end()
 

@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -32,10 +32,12 @@ from tsengine import (
     Engine,
     FormatVersionError,
     Labels,
+    RetryPolicy,
     WriteBuffer,
 )
 from tsengine.backends.lmdb import LmdbEngine, merge
 from tsengine.backends.memory import MemoryEngine
+from tsengine.model import PointLike
 from tsengine.selectors import to_selector
 
 SECONDS_MAX: Final = 90
@@ -87,7 +89,7 @@ class Bench:
         self.moment = 1
         self.expected: Content = {}
         self.engine = self.open()
-        self.buffer = buffer_type(self.engine, points_max=64)
+        self.buffer = buffer_type(self.engine, points_max=64, age_max=None, retry=AT_ONCE)
         for _ in range(2):
             points = self.points()
             self.engine.write(points)
@@ -277,7 +279,7 @@ class Bench:
         def settle() -> None:
             self.buffer.close()
             pending = self.buffer.take_pending()
-            self.buffer = buffer_type(self.engine, points_max=64)
+            self.buffer = buffer_type(self.engine, points_max=64, age_max=None, retry=AT_ONCE)
             if self.content(self.engine) != self.expected:  # else the commit that failed did it
                 self.buffer.write_many(pending)
 
@@ -295,7 +297,7 @@ class Bench:
         self.engine.close()
         self.buffer.close()
         self.engine = self.open()
-        self.buffer = buffer_type(self.engine, points_max=64)
+        self.buffer = buffer_type(self.engine, points_max=64, age_max=None, retry=AT_ONCE)
 
     def open_again(self) -> Case:
         if self.scheme == "lmdb":
@@ -391,8 +393,9 @@ class TakesFirst(WriteBuffer):
 
     __slots__ = ()
 
-    def _take(self, entries: list[object], points: int) -> None:
-        super()._take(entries, points)
+    def write_many(self, points: Iterable[PointLike]) -> None:
+        """Take them, and need memory afterwards."""
+        super().write_many(points)
         bytes(1_000)
 
 
@@ -407,6 +410,9 @@ class HoldsLock(MemoryEngine):
 
 
 buffer_type = WriteBuffer
+
+AT_ONCE = RetryPolicy(max_retries=0)
+"""So that an operation is done once, and allocation k is the same each time."""
 
 
 def tell(text: str) -> None:
