@@ -57,8 +57,12 @@ class Strike:
         if event == "opcode":
             if code not in self._names:
                 self._names[code] = {one.offset: one.opname for one in dis.get_instructions(code)}
-            before = self._last.get(frame)
-            self._last[frame] = self._names[code].get(frame.f_lasti)
+            before, now = self._last.get(frame), self._names[code].get(frame.f_lasti)
+            self._last[frame] = now
+            if now == "SWAP":
+                # The way out of a `with` by `return f()`: Python interrupts at the end of the
+                # call, which is inside of it; a tracer can only one instruction later.
+                return self.trace
             if before is not None and before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
                 self._left -= 1
                 if not self._left:

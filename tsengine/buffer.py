@@ -10,7 +10,6 @@ leaves every point in its place.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,24 +18,22 @@ from typing import Final, Literal, Self, TypeVar
 from tsengine import keeping
 from tsengine.acknowledgement import Acknowledgement, news_of_unsaved, tell_futures
 from tsengine.arrivals import ENTRY, Awaited, News, Tell, awaited_in
-from tsengine.committing import NOTHING
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
     BufferFullError,
     ForkedError,
     InvalidDataError,
     LifecycleError,
-    NotOpenError,
     UnknownOptionError,
     UnsavedPointsError,
     WaitError,
     WaitTimeoutError,
 )
-from tsengine.flusher import Flusher
+from tsengine.flushing import FlushedOutbox
 from tsengine.judging import Judge
 from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, WriteReceipt
 from tsengine.options import boolean, choice, positive_integer, seconds
-from tsengine.outbox import OnReject, Outbox, State, Turn
+from tsengine.outbox import OnReject, State, Turn
 from tsengine.retry import RetryPolicy
 from tsengine.waiting import Patience
 
@@ -52,16 +49,10 @@ PENDING_FACTOR: Final = 4
 """Default of `pending_max` in multiples of `points_max`: others go on writing while one
 flush takes four times as long as usual."""
 
-GATHERED_MIN: Final = 8
-"""Fewer who wait at once are not waited for."""
-
-GATHER_SECONDS: Final = 0.0002
-"""In which somebody has to submit for more of them to be waited for: a fifth of a commit."""
-
 NO_PATIENCE: Final = Patience(0.0, None)
 
 
-class WriteBuffer(Outbox):
+class WriteBuffer(FlushedOutbox):
     """Gathers points of many threads and commits them to a handler in batches.
 
     A write that raises has not taken its points; one that returns has, and they are pending
@@ -115,17 +106,10 @@ class WriteBuffer(Outbox):
     """
 
     __slots__ = (
-        "_age_max",
-        "_background",
         "_closer",
-        "_failed_in_row",
         "_full_timeout",
-        "_is_wanted",
         "_judge",
         "_on_full",
-        "_requests",
-        "_retry",
-        "_retry_at",
     )
 
     def __init__(
@@ -151,32 +135,29 @@ class WriteBuffer(Outbox):
             raise UnknownOptionError(
                 f"pending_max={pending_max} is less than points_max={points_max}"
             )
-        self._age_max = _seconds_option("age_max", age_max)
+        age_max = _seconds_option("age_max", age_max)
+        background = _option("background", boolean, background)
         self._on_full = _option("on_full", choice("block", "raise"), on_full)
         self._full_timeout = _seconds_option("full_timeout", full_timeout)
-        self._background = _option("background", boolean, background)
         if on_reject is not None and not callable(on_reject):
             raise UnknownOptionError(f"on_reject={on_reject!r} cannot be called")
         if retry is not None and not isinstance(retry, RetryPolicy):
             raise UnknownOptionError(f"retry={retry!r} is no RetryPolicy")
-        self._retry = RetryPolicy() if retry is None else retry
         super().__init__(
             handler,
             points_max=points_max,
             pending_max=pending_max,
+            age_max=age_max,
+            background=background,
             producer=producer,
-            retry=self._retry,
+            retry=RetryPolicy() if retry is None else retry,
             on_reject=on_reject,
             clock=clock,
         )
         self._judge = Judge(handler, self._entries)
         self._closer = 0  # the thread that closes it, once one does; guarded by _state_lock
-        self._requests: list[_Request] = []  # of the flusher; guarded by _state_lock
-        self._failed_in_row = 0  # attempts of the flusher, which alone changes this and the next
-        self._retry_at = 0.0  # no commit by age before
-        self._is_wanted = False  # a flag: the flusher has been woken for submitted points
         keeping.register(self, handler)
-        if self._age_max is not None or background:
+        if age_max is not None or background:
             self._need_flusher()
 
     # Writing.
@@ -511,11 +492,6 @@ class WriteBuffer(Outbox):
             or (self._may_commit and self._turn is None)
         )
 
-    @property
-    def _may_commit(self) -> bool:
-        """Whether a write may commit in the calling thread."""
-        return not self._background or (self._flusher is not None and self._flusher.is_current)
-
     def _take(self, entries: list[object], points: int) -> None:
         """Append judged entries, all in one step."""
         with self._state_lock:
@@ -543,12 +519,6 @@ class WriteBuffer(Outbox):
 
     # Committing.
 
-    def _commits_here(self, timeout: float | None, cancel: threading.Event | None) -> bool:
-        """Whether a call commits in its own thread, rather than have the flusher do it."""
-        if self._flusher is not None and self._flusher.is_current:
-            return True
-        return timeout is None and cancel is None and not self._background
-
     def _commit_by_size(self, points: int) -> None:
         """Commit while the buffer is full, as far as this call's points have filled it."""
         for _ in range(1 + points // self._points_max):
@@ -565,165 +535,6 @@ class WriteBuffer(Outbox):
             else:
                 self._need_flusher().bell.ring()
                 return
-
-    # The flusher.
-
-    def _need_flusher(self, *, closing: bool = False) -> Flusher:
-        flusher = self._flusher
-        if flusher is None:
-            with self._state_lock:
-                if self._flusher is None:
-                    if not closing:
-                        self._check_state_locked()
-                    self._flusher = Flusher(self, f"tsengine-{self.producer[:24]}")
-                flusher = self._flusher
-        return flusher
-
-    def _have_flushed(self, patience: Patience, *, closing: bool = False) -> WriteReceipt:
-        """Have the flusher commit all that is pending, and wait for it."""
-        request = _Request(closing=closing)
-        with self._state_lock:
-            if not closing:
-                self._check_state_locked()
-            self._requests.append(request)
-        try:
-            self._need_flusher(closing=closing).bell.ring()
-        except RuntimeError:  # Python is about to exit, and begins no more threads
-            return self._flush_here("close" if closing else "flush", patience)
-        with self._state_lock:
-            try:
-                self._wait_locked(
-                    patience,
-                    lambda: request.is_done or (self._state is State.CLOSED and not closing),
-                )
-            finally:
-                request.is_left = True
-            pending = self._pending_locked()
-        if not request.is_done:
-            if self._state is State.CLOSED and not closing:
-                raise NotOpenError(f"this buffer was closed with {pending} points pending")
-            raise WaitTimeoutError(
-                f"{pending} points are still pending; they are being committed all the same"
-            )
-        if request.error is not None:
-            raise request.error
-        return request.receipt
-
-    def _work(self) -> float | None:
-        """Do what is due, as the flusher; see `Worker`."""
-        self._is_timed = False
-        wanted = self._is_wanted
-        if wanted:
-            self._is_wanted = False  # before anything departs
-        with self._state_lock:
-            state = self._state
-            requests = self._requests[:]
-        receipt = NOTHING
-        failure: BaseException | None = None
-        cause = ""
-        try:
-            if state is State.OPEN or requests:
-                cause = self._due(requests, wanted=wanted)
-                if cause == "submit":
-                    self._gather()
-                if cause:
-                    receipt = self._flush_here(cause)
-                    while cause == "close" and self._pending_locked():
-                        self._flush_here(cause)
-                if cause or self._background:  # what others added meanwhile may have filled it
-                    self._commit_full()
-        except BaseException as error:  # noqa: BLE001  # told to whoever asked, or kept
-            failure = error
-        is_heard = self._answer(requests, receipt, failure)
-        if failure is None:
-            if cause:
-                self._failed_in_row, self._retry_at = 0, 0.0
-        else:
-            # Where points are old all the time, a store that is gone is not asked all the time.
-            self._first_at = self._clock()
-            self._retry_at = self._first_at + self._retry.pause(self._failed_in_row)
-            self._failed_in_row += 1
-            if wanted and failure is not self._told:
-                self._is_wanted = True
-            if not is_heard:
-                self._owe(failure)
-                self._complain(failure)
-        failure = None  # it has this frame in its traceback
-        self._notify()
-        if self._state in (State.CLOSED, State.FORKED):
-            raise StopIteration
-        return self._seconds_to_look()
-
-    def _due(self, requests: list[_Request], *, wanted: bool) -> str:
-        """Give what makes a commit due now; nothing where none is, but perhaps by size."""
-        for request in requests:
-            if request.closing:
-                return "close"
-        if requests:
-            return "flush"
-        if wanted:
-            return "submit"
-        return "age" if self._age_due() <= 0 else ""
-
-    def _answer(
-        self, requests: list[_Request], receipt: WriteReceipt, failure: BaseException | None
-    ) -> bool:
-        """Tell those who asked for a flush what came of it; whether anybody listens."""
-        with self._state_lock:
-            is_heard = False
-            for request in requests:
-                is_heard = is_heard or not request.is_left
-                request.receipt, request.error, request.is_done = receipt, failure, True
-            del self._requests[: len(requests)]
-        return is_heard
-
-    def _gather(self) -> None:
-        """Let those who were just told of their points submit the next ones.
-
-        A commit takes a millisecond, so that it pays to have all of them in the same one: without
-        this half of the threads find that the others have just left.
-        """
-        if self._last_told < GATHERED_MIN:
-            return
-        before, now = -1, len(self._entries) // ENTRY
-        while before < now < self._last_told:
-            time.sleep(GATHER_SECONDS)
-            before, now = now, len(self._entries) // ENTRY
-
-    def _commit_full(self) -> None:
-        """Commit while the buffer is full, as the flusher."""
-        patience = Patience(None, None)
-        while self._pending_locked() >= self._points_max:
-            if self._commit_once("size", patience, least=self._points_max) is None:
-                return
-
-    def _age_due(self) -> float:
-        """Give the seconds until the first pending point is too old, infinity for never."""
-        if self._age_max is None or self._is_unwatched:
-            return math.inf
-        now = self._clock()
-        if now < self._first_at:  # the clock was set back
-            self._first_at, self._retry_at = now, 0.0
-        return max(self._first_at + self._age_max, self._retry_at) - now
-
-    def _seconds_to_look(self) -> float | None:
-        if self._requests:
-            return 0.0
-        if not self._entries:
-            self._rest()
-        due = self._age_due()
-        if self._is_wanted:
-            due = min(due, self._retry_at - self._clock())
-        if due == math.inf:
-            return None
-        self._is_timed = True
-        return max(due, 0.0)
-
-    def _complain(self, error: BaseException) -> None:
-        fields = {**self._fields(), "error_type": type(error).__name__}
-        logger.error(
-            "a commit failed, and %d points stay pending: %s", fields["points"], error, extra=fields
-        )
 
     # Ending.
 
@@ -809,10 +620,6 @@ class WriteBuffer(Outbox):
                     "the mark of %s stays: %s", self.producer, error, extra=self._fields()
                 )
 
-    def _disown(self) -> None:
-        self._requests.clear()
-        super()._disown()
-
     def _flush_at_exit(self, seconds: float) -> None:
         """Store what is pending when the interpreter exits, or say how much was not."""
         failure: object = ""
@@ -827,23 +634,6 @@ class WriteBuffer(Outbox):
                 failure or "it was closed without them",
                 extra=self._fields(),
             )
-
-    def _fields(self) -> dict[str, object]:
-        """Give the fields of a record of the log."""
-        return {"producer": self.producer, "points": self.pending}
-
-
-class _Request:
-    """Asks the flusher to commit all that is pending. Guarded by the buffer's _state_lock."""
-
-    __slots__ = ("closing", "error", "is_done", "is_left", "receipt")
-
-    def __init__(self, *, closing: bool) -> None:
-        self.closing = closing
-        self.is_done = False
-        self.is_left = False  # whoever asked waits no longer
-        self.receipt = NOTHING
-        self.error: BaseException | None = None
 
 
 _T = TypeVar("_T")
