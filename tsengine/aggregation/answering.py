@@ -195,7 +195,8 @@ def _column(
     if base == "sum":
         return np.where(numbers > 0, sums(statistics), np.nan)
     if base == "mean":
-        return sums(statistics) / numbers
+        # 0/0 is a NaN with a sign on some processors, which is not the one that we answer.
+        return np.where(numbers > 0, sums(statistics) / numbers, np.nan)
     squares = cast("FloatArray", statistics["squares"])
     variance = np.where(numbers > 1, squares / (numbers - 1), np.nan)
     return np.sqrt(variance) if base == "stddev" else variance
