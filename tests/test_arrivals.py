@@ -12,7 +12,6 @@ from tsengine.arrivals import (
     Awaited,
     Columns,
     Departure,
-    count_points,
     depart,
     kind_of_stored,
     points_of,
@@ -104,7 +103,7 @@ def test_what_departs_is_what_arrived_first(
         assert not points
         return
     assert 0 < departure.points <= points_max
-    assert departure.points == count_points(entries[: 3 * departure.entries])
+    assert departure.points == len(points_of(entries[: 3 * departure.entries]))
     rows = rows_of(departure)
     assert [points[position] for position in departure.positions.tolist()] == rows
     assert sorted(departure.positions.tolist()) == list(range(departure.points))
@@ -118,7 +117,7 @@ def test_what_departs_is_what_arrived_first(
     # As many whole entries as fit.
     rest = entries[3 * departure.entries :]
     if rest:
-        assert departure.points + count_points(rest[:3]) > points_max
+        assert departure.points + len(points_of(rest[:3])) > points_max
 
 
 @given(calls, st.integers(1, 20))
@@ -130,7 +129,7 @@ def test_entries_give_back_their_points(
     found = points_of(entries)
     assert found == points
     assert [type(point.value) for point in found] == [type(point.value) for point in points]
-    assert count_points(entries) == len(points)
+    assert len(points_of(entries)) == len(points)
     assert series_of(entries) == {point.labels for point in points}
 
 
@@ -182,7 +181,7 @@ def test_awaited_points_depart_like_others(
     points_max = data.draw(st.integers(20, 40))
     departure, expected = depart(entries, points_max), depart(plain, points_max)
     assert points_of(entries) == points_of(plain)
-    assert count_points(entries) == count_points(plain)
+    assert len(points_of(entries)) == len(points_of(plain))
     if departure is None or expected is None:
         assert departure is expected
         return

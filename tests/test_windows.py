@@ -476,6 +476,19 @@ def test_a_failure_that_a_bounded_flush_did_not_wait_for_is_kept(recorder: Recor
     assert recorder.of(A) == points(1)
 
 
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_flush_that_fails_tells_what_was_kept(recorder: Recorder, timeout: float | None) -> None:
+    """A failure that a flush raises is not raised again by the next write, whoever committed."""
+    recorder.before = failing(2)
+    buffer = WriteBuffer(recorder, points_max=2, age_max=None, retry=AT_ONCE)
+    buffer.write_many(points(2))  # fails by size, and is kept
+    with pytest.raises(StorageError):
+        buffer.flush(timeout=timeout)
+    buffer.write((B, 1, 0.0))
+    buffer.close()
+    assert recorder.stored == [*points(2), (B, 1, 0.0)]
+
+
 def test_a_close_with_a_timeout_needs_no_thread_before(recorder: Recorder) -> None:
     """A buffer without a thread can be closed with a timeout, which begins one and ends it."""
     buffer = WriteBuffer(recorder, age_max=None)

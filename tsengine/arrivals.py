@@ -279,11 +279,6 @@ def _labels_of_points(labels: list[Labels], values: list[object], many: list[int
     return every
 
 
-def count_points(entries: list[object]) -> int:
-    """Count the points of entries."""
-    return sum(len(value) if type(value) is Columns else 1 for value in entries[2::ENTRY])
-
-
 def awaited_in(entries: list[object]) -> list[Awaited]:
     """Give the values of entries whose fate is waited for."""
     return [value for value in entries[2::ENTRY] if type(value) is Awaited]

@@ -114,7 +114,7 @@ class FlushedOutbox(Outbox):
             self._requests.append(request)
         try:
             self._need_flusher(closing=closing).bell.ring()
-        except RuntimeError:  # Python is about to exit, and begins no more threads
+        except RuntimeError:  # no thread can be begun: too many, or Python is about to exit
             return self._flush_here("close" if closing else "flush", patience)
         with self._state_lock:
             try:
@@ -132,6 +132,7 @@ class FlushedOutbox(Outbox):
                 f"{pending} points are still pending; they are being committed all the same"
             )
         if request.error is not None:
+            self._forget_failure()  # it was of the batch that this call tells about
             raise request.error
         return request.receipt
 

@@ -93,8 +93,8 @@ class WriteBuffer:
     def __init__(
         self, handler: WriteBufferHandler | Engine, **options: Unpack[BufferOptions]
     ) -> None:
-        self._handler = handler.sync if isinstance(handler, Engine) else handler
-        self._core = _Core(self._handler, background=True, **options)
+        core = handler.sync if isinstance(handler, Engine) else handler
+        self._core = _Core(core, background=True, **options)
         self._judge = self._core._judge
         self._thread = WaitingThread("tsengine-aio-buffer", "buffer")
         self._taker: Taker | None = None
@@ -302,7 +302,7 @@ class WriteBuffer:
         taker = self._taker
         self._thread.check_process()
         if taker is None or taker.loop.is_closed():
-            self._taker = taker = Taker(self._core, self._handler, self._thread, loop)
+            self._taker = taker = Taker(self._core, self._thread, loop)
             self._core.when_kept = taker.look_again
         if taker.loop is not loop:
             raise LifecycleError(

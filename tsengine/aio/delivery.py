@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from tsengine.arrivals import Outcome
-from tsengine.engine import WriteBufferHandler
 from tsengine.errors import InvalidDataError, RejectedPointsError
 from tsengine.model import DataPoint, WriteReceipt
 
@@ -91,10 +90,9 @@ class Call:
         points: those of the call.
         receipt: is told once all are settled, or one failed.
         mailbox: tells it.
-        handler: says which errors were of points.
     """
 
-    __slots__ = ("_handler", "_is_told", "_left", "_mailbox", "_receipt", "_refused", "_rejected",
+    __slots__ = ("_is_told", "_left", "_mailbox", "_receipt", "_refused", "_rejected",
                  "_seen", "points", "tell")  # fmt: skip
 
     def __init__(
@@ -102,13 +100,11 @@ class Call:
         points: Sequence[DataPoint],
         receipt: Receipt,
         mailbox: Mailbox,
-        handler: WriteBufferHandler,
     ) -> None:
         self.points = points
         self.tell = self._tell  # one object, by which the points of a commit are gathered
         self._receipt = receipt
         self._mailbox = mailbox
-        self._handler = handler
         self._seen = bytearray(len(points))
         self._left = len(points)
         self._refused: dict[int, str] = {}

@@ -18,7 +18,6 @@ from tsengine.aio.delivery import Call, Mailbox, Receipt
 from tsengine.aio.waiting_thread import WaitingThread
 from tsengine.arrivals import ENTRY, Awaited
 from tsengine.buffer import WriteBuffer
-from tsengine.engine import WriteBufferHandler
 from tsengine.errors import BufferFullError, LifecycleError, NotOpenError
 from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, Value, WriteReceipt
 
@@ -35,7 +34,6 @@ class Taker:
 
     Args:
         buffer: where they go; commits in the background.
-        handler: that of the buffer.
         thread: may wait.
         loop: calls all methods.
     """
@@ -43,14 +41,12 @@ class Taker:
     def __init__(
         self,
         buffer: WriteBuffer,
-        handler: WriteBufferHandler,
         thread: WaitingThread,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.loop = loop
         self._core = buffer
         self._judge = buffer._judge
-        self._handler = handler
         self._thread = thread
         self._create_future: Callable[[], Receipt] = loop.create_future
         self._mailbox = Mailbox(loop, self.go_on)
@@ -130,7 +126,7 @@ class Taker:
         mailbox = self._mailbox
 
         def entries(points: Sequence[DataPoint]) -> list[object]:
-            call = Call(points, turn.receipt, mailbox, self._handler)
+            call = Call(points, turn.receipt, mailbox)
             made: list[object] = []
             for index, (labels, timestamp, value) in enumerate(points):
                 made += (labels, timestamp, Awaited(value, index, call.tell))
