@@ -23,6 +23,7 @@ from tsengine import aio
 from tsengine.aio import taking
 from tsengine.aio.delivery import Mailbox
 from tsengine.backends.memory import MemoryEngine
+from tsengine.buffering.judging import Judge
 from tsengine.errors import (
     AggregationError,
     BufferFullError,
@@ -37,7 +38,6 @@ from tsengine.errors import (
     UnsavedPointsError,
     ValueKindError,
 )
-from tsengine.judging import Judge
 from tsengine.model import (
     DataPoint,
     GroupedBatch,

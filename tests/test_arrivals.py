@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tsengine.arrivals
-from tsengine.arrivals import (
+import tsengine.buffering.arrivals
+from tsengine.buffering.arrivals import (
     Awaited,
     Columns,
     Departure,
@@ -82,7 +82,7 @@ def rows_of(departure: Departure) -> list[DataPoint]:
     ]
 
 
-@pytest.mark.parametrize("ranks_max", [tsengine.arrivals._RANKS_MAX, 0])
+@pytest.mark.parametrize("ranks_max", [tsengine.buffering.arrivals._RANKS_MAX, 0])
 @given(calls, st.integers(1, 20))
 def test_what_departs_is_what_arrived_first(
     ranks_max: int, calls: list[tuple[bool, tuple[ValueKind, list[DataPoint]]]], points_max: int
@@ -95,7 +95,7 @@ def test_what_departs_is_what_arrived_first(
     entries, points = entries_of(calls, points_max)
     given = entries[:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tsengine.arrivals, "_RANKS_MAX", ranks_max)
+        patch.setattr(tsengine.buffering.arrivals, "_RANKS_MAX", ranks_max)
         departure = depart(entries, points_max)
     assert len(entries) == len(given)
     assert all(one is other for one, other in zip(entries, given, strict=True))

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.recorder import AT_ONCE, A, B, C, Recorder, failing, points, run_threads
-from tsengine.acknowledgement import Acknowledgement
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer
+from tsengine.buffering.acknowledgement import Acknowledgement
 from tsengine.engine import Engine
 from tsengine.errors import (
     BatchTooLargeError,

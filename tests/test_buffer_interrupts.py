@@ -15,8 +15,8 @@ import pytest
 
 import tsengine
 from tests.recorder import AT_ONCE, A, B, Recorder, points
-from tsengine.acknowledgement import Acknowledgement
 from tsengine.buffer import WriteBuffer
+from tsengine.buffering.acknowledgement import Acknowledgement
 from tsengine.errors import InvalidDataError, UnsavedPointsError
 from tsengine.model import DataPoint, ProducerMark, WriteReceipt
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tsengine.judging
+import tsengine.buffering.judging
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer
 from tsengine.engine import Engine
@@ -402,7 +402,7 @@ def test_the_memory_of_series_is_bounded(
     memory: MemoryEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A buffer forgets series when it knows too many, and takes points of them as before."""
-    monkeypatch.setattr(tsengine.judging, "SERIES_MAX", 4)
+    monkeypatch.setattr(tsengine.buffering.judging, "SERIES_MAX", 4)
     with WriteBuffer(memory, points_max=10) as buffer:
         for number in range(100):
             labels = Labels("churn", number=str(number))
@@ -417,7 +417,7 @@ def test_the_kind_of_pending_points_is_not_forgotten(
     memory: MemoryEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A series with pending points keeps its kind, however many series are forgotten."""
-    monkeypatch.setattr(tsengine.judging, "SERIES_MAX", 2)
+    monkeypatch.setattr(tsengine.buffering.judging, "SERIES_MAX", 2)
     with WriteBuffer(memory) as buffer:
         buffer.write((A, 1, 1.0))
         buffer.write_series(B, [1], ["text"])

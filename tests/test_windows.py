@@ -13,6 +13,7 @@ import pytest
 from tests.recorder import AT_ONCE, A, B, Recorder, failing, points, run_threads
 from tsengine.backends.memory import MemoryEngine
 from tsengine.buffer import WriteBuffer
+from tsengine.buffering.flusher import Bell
 from tsengine.errors import (
     BufferFullError,
     CancelledError,
@@ -22,7 +23,6 @@ from tsengine.errors import (
     UnsavedPointsError,
     WaitTimeoutError,
 )
-from tsengine.flusher import Bell
 from tsengine.model import DataPoint, Labels
 from tsengine.retry import RetryPolicy
 

@@ -1,8 +1,8 @@
 """WriteBuffer: many small writes, few atomic commits, in front of any handler.
 
 Many threads write to one buffer without a lock: a point is one `extend` of a flat list
-(`arrivals.py`), which no other thread can divide. All else happens where the list is
-emptied: counting, grouping by series, committing (`committing.py`). The list is never
+(`buffering/arrivals.py`), which no other thread can divide. All else happens where the list is
+emptied: counting, grouping by series, committing (`buffering/committing.py`). The list is never
 replaced, and its front is deleted only after its points are settled, so a failed commit
 leaves every point in its place.
 """
@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, Self, TypeVar
 
-from tsengine import keeping
-from tsengine.acknowledgement import Acknowledgement, news_of_unsaved, tell_futures
-from tsengine.arrivals import ENTRY, Awaited, News, Tell, awaited_in
+from tsengine.buffering import keeping
+from tsengine.buffering.acknowledgement import Acknowledgement, news_of_unsaved, tell_futures
+from tsengine.buffering.arrivals import ENTRY, Awaited, News, Tell, awaited_in
+from tsengine.buffering.flushing import FlushedOutbox
+from tsengine.buffering.judging import Judge
+from tsengine.buffering.outbox import OnReject, State, Turn
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
     BufferFullError,
@@ -29,11 +32,8 @@ from tsengine.errors import (
     WaitError,
     WaitTimeoutError,
 )
-from tsengine.flushing import FlushedOutbox
-from tsengine.judging import Judge
 from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, WriteReceipt
 from tsengine.options import boolean, choice, positive_integer, seconds
-from tsengine.outbox import OnReject, State, Turn
 from tsengine.retry import RetryPolicy
 from tsengine.waiting import Patience
 

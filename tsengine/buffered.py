@@ -11,6 +11,7 @@ from typing import Literal, TypedDict, Unpack
 
 from tsengine.aggregation import Fill
 from tsengine.buffer import WriteBuffer
+from tsengine.buffering.outbox import OnReject
 from tsengine.engine import CompactReport, Engine, EngineStats
 from tsengine.errors import NotOpenError, UnsavedPointsError
 from tsengine.model import (
@@ -25,7 +26,6 @@ from tsengine.model import (
     ValueKind,
     WriteReceipt,
 )
-from tsengine.outbox import OnReject
 from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, RetryPolicy
 from tsengine.selectors import Selector, SelectorLike

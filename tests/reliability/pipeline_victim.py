@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, Final
 
 from tests.reliability.history import Told
-from tsengine.acknowledgement import Acknowledgement
 from tsengine.backends.lmdb import LmdbEngine, merge
 from tsengine.buffer import WriteBuffer
+from tsengine.buffering.acknowledgement import Acknowledgement
 from tsengine.engine import Engine
 from tsengine.errors import BatchTooLargeError, StorageError
 from tsengine.model import Labels, ProducerMark, WriteReceipt

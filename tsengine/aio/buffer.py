@@ -20,7 +20,7 @@ from tsengine.aio.delivery import Receipt
 from tsengine.aio.engine import Engine
 from tsengine.aio.taking import Taker
 from tsengine.aio.waiting_thread import WaitingThread
-from tsengine.arrivals import points_of
+from tsengine.buffering.arrivals import points_of
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import LifecycleError, UnsavedPointsError
 from tsengine.metrics import BufferMetrics

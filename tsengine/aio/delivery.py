@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from tsengine.arrivals import Outcome
+from tsengine.buffering.arrivals import Outcome
 from tsengine.errors import InvalidDataError, RejectedPointsError
 from tsengine.model import DataPoint, WriteReceipt
 

@@ -16,8 +16,8 @@ from typing import Final, cast
 
 from tsengine.aio.delivery import Call, Mailbox, Receipt
 from tsengine.aio.waiting_thread import WaitingThread
-from tsengine.arrivals import ENTRY, Awaited
 from tsengine.buffer import WriteBuffer
+from tsengine.buffering.arrivals import ENTRY, Awaited
 from tsengine.errors import BufferFullError, LifecycleError, NotOpenError
 from tsengine.model import INT64_MAX, DataPoint, Labels, PointLike, Value, WriteReceipt
 

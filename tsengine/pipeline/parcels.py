@@ -16,10 +16,10 @@ from typing import Final, TypeAlias, cast
 
 import numpy as np
 
-from tsengine.arrivals import Departure, depart
+from tsengine.buffering.arrivals import Departure, depart
+from tsengine.buffering.judging import Judge
 from tsengine.errors import InvalidDataError
 from tsengine.grouping import group_order, take_rows
-from tsengine.judging import Judge
 from tsengine.model import DataPoint, GroupedBatch, Int64Array, Labels, PointLike, SeriesBatch
 
 Rejection: TypeAlias = tuple[int, PointLike, InvalidDataError]

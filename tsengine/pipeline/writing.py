@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Literal, NoReturn, TypeAlias, cast
 
-from tsengine.committing import Committer, Delivery
+from tsengine.buffering.committing import Committer, Delivery
+from tsengine.buffering.judging import Judge
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
     CancelledError,
@@ -20,7 +21,6 @@ from tsengine.errors import (
     TsEngineError,
     UnsupportedError,
 )
-from tsengine.judging import Judge
 from tsengine.metrics import CommitMetrics
 from tsengine.model import DataPoint, Int64Array, ProducerMark, WriteReceipt, check_producer
 from tsengine.pipeline.feed import Feed, SourceFailedError

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.arrivals import Columns, kind_of_stored, series_of
+from tsengine.buffering.arrivals import Columns, kind_of_stored, series_of
 from tsengine.engine import WriteBufferHandler, series_columns
 from tsengine.errors import InvalidDataError, ValueKindError
 from tsengine.model import (

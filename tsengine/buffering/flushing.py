@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tsengine.arrivals import ENTRY
-from tsengine.committing import NOTHING
+from tsengine.buffering.arrivals import ENTRY
+from tsengine.buffering.committing import NOTHING
+from tsengine.buffering.flusher import Flusher
+from tsengine.buffering.outbox import OnReject, Outbox, State
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import NotOpenError, WaitTimeoutError
-from tsengine.flusher import Flusher
 from tsengine.model import WriteReceipt
-from tsengine.outbox import OnReject, Outbox, State
 from tsengine.retry import RetryPolicy
 from tsengine.waiting import Patience
 

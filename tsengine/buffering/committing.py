@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from tsengine.arrivals import Departure, News, Outcome, Tell
+from tsengine.buffering.arrivals import Departure, News, Outcome, Tell
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
     InvalidDataError,

@@ -15,10 +15,11 @@ from dataclasses import replace
 from enum import Enum
 from typing import TypeAlias
 
-from tsengine import keeping
-from tsengine.acknowledgement import Acknowledgement, news_of_unsaved
-from tsengine.arrivals import ENTRY, News, awaited_in, depart, points_of
-from tsengine.committing import NOTHING, Committer, Delivery, join_receipts
+from tsengine.buffering import keeping
+from tsengine.buffering.acknowledgement import Acknowledgement, news_of_unsaved
+from tsengine.buffering.arrivals import ENTRY, News, awaited_in, depart, points_of
+from tsengine.buffering.committing import NOTHING, Committer, Delivery, join_receipts
+from tsengine.buffering.flusher import Flusher
 from tsengine.engine import WriteBufferHandler
 from tsengine.errors import (
     ForkedError,
@@ -28,7 +29,6 @@ from tsengine.errors import (
     StorageError,
     WaitTimeoutError,
 )
-from tsengine.flusher import Flusher
 from tsengine.metrics import BufferMetrics
 from tsengine.model import (
     DataPoint,

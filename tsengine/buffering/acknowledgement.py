@@ -7,7 +7,7 @@ import os
 import threading
 from concurrent.futures import Future, InvalidStateError
 
-from tsengine.arrivals import Awaited, News, Outcome, Tell
+from tsengine.buffering.arrivals import Awaited, News, Outcome, Tell
 from tsengine.errors import ForkedError, UnsavedPointsError
 from tsengine.model import WriteReceipt
 
