@@ -113,15 +113,20 @@ $(STAMPS)/installed: $(STAMPS)/wheel
 
 # Programs that tests of kills and full disks run, by Debian package. Where they are missing and
 # cannot be installed without a question, those tests are skipped and say so; in CI they fail.
-TOOLS := strace:strace mkfs.ext4:e2fsprogs eatmydata:eatmydata
+TOOLS := strace:strace mkfs.ext4:e2fsprogs eatmydata:eatmydata postgres:postgresql
+
+# Debian's package would start a server of its own, which nobody here wants.
+NO_SERVER := /etc/postgresql-common/createcluster.d/tsengine.conf
 
 $(STAMPS)/tools: | $(STAMPS)/venv
-	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; for tool in $(TOOLS); do \
+	@PATH="$$PATH:/usr/sbin:/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; missing=; for tool in $(TOOLS); do \
 		command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
 	[ -z "$$missing" ] || { \
 		echo "installing the programs that some tests run:$$missing"; \
 		install="env DEBIAN_FRONTEND=noninteractive apt-get"; \
-		[ "$$(id -u)" = 0 ] || install="sudo -n $$install"; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; install="$$sudo $$install"; \
+		case "$$missing" in *postgresql*) $$sudo mkdir -p $(dir $(NO_SERVER)); \
+			echo "create_main_cluster = false" | $$sudo tee $(NO_SERVER) >/dev/null;; esac; \
 		{ $$install install -y $$missing || { $$install update && $$install install -y $$missing; }; \
 		} >$(STAMPS)/tools.log 2>&1; } && touch $@ || \
 		echo "cannot install$$missing: see $(STAMPS)/tools.log; tests that need them say so" >&2

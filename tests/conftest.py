@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.postgres.cluster import Cluster
+from tests.postgres.shared import shared_cluster
 from tsengine.testing.conformance import pytest_terminal_summary  # noqa: F401  # a hook
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -30,3 +33,9 @@ settings.register_profile(
     suppress_health_check=_SLOW,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """The PostgreSQL server that the tests of this process share: fast, and never stopped."""
+    return shared_cluster()
