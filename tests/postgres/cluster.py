@@ -101,6 +101,8 @@ class Cluster:
         self.settings = _COMMON | ({} if fsync else _FAST) | dict(settings or {})
         self.password = secrets.token_hex(12)
         self.port = 0
+        self._uid: int | None = None
+        self._gid: int | None = None
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
