@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tsengine.errors import (
+    AccessDeniedError,
     BatchTooLargeError,
     CorruptionError,
     FormatVersionError,
     InvalidDataError,
+    SchemaError,
     StorageError,
     StorePathError,
     UnknownOptionError,
@@ -47,6 +49,16 @@ class ErrorClass(enum.Enum):
     """No attempt can succeed as things are, which is not the fault of these points."""
 
 
+_NEVER_BETTER: Final = (
+    AccessDeniedError,
+    CorruptionError,
+    FormatVersionError,
+    SchemaError,
+    StorePathError,
+)
+"""Errors of storage that time does not heal."""
+
+
 def classify(error: Exception) -> ErrorClass:
     """Give the class of an error by its type, for what tsengine and the system raise.
 
@@ -57,7 +69,7 @@ def classify(error: Exception) -> ErrorClass:
         return ErrorClass.PERMANENT
     if isinstance(error, BatchTooLargeError):
         return ErrorClass.TOO_LARGE
-    if isinstance(error, (CorruptionError, FormatVersionError, StorePathError)):
+    if isinstance(error, _NEVER_BETTER):
         return ErrorClass.FATAL
     if isinstance(error, (StorageError, WaitTimeoutError, OSError)):
         return ErrorClass.TRANSIENT
