@@ -50,6 +50,10 @@ _FAREWELL_SECONDS: Final = 2.0
 _HANGUP_CHECK_MS: Final = 1_000
 """How often a server that is busy looks whether we are still there."""
 
+LOCK_SECONDS: Final = 10.0
+"""How long a lock is waited for, where nobody says otherwise: longer than a deadlock takes to be
+found (1 s), shorter than an attempt."""
+
 Isolation = Literal["read committed", "repeatable read", "serializable"]
 
 
@@ -71,7 +75,7 @@ class Database:
         *,
         pool_size: int = 8,
         statement_timeout: float = 30.0,
-        lock_timeout: float = 10.0,
+        lock_timeout: float = LOCK_SECONDS,
     ) -> None:
         self.location = location
         self._timeout = statement_timeout
@@ -139,7 +143,7 @@ class Database:
 
         Args:
             timeout: seconds for all of it; the server is told so too. None for
-                `statement_timeout`.
+                `statement_timeout`, infinity for no bound.
             cancel: ends every wait when it is set.
             isolation: what it sees of others.
             read_only: whether it may not write.
@@ -327,5 +331,7 @@ def _abandon(session: Session) -> None:
 
 
 def _milliseconds(duration: float) -> int:
-    # 0 would be no bound, and the server counts in an int32.
+    # 0 is no bound, and the server counts in an int32.
+    if duration == float("inf"):
+        return 0
     return max(1, min(round(duration * 1_000), 2**31 - 1))
