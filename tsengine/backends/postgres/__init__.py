@@ -1,5 +1,15 @@
 """The PostgreSQL backend, and `bulk_upsert` for any table of a PostgreSQL database.
 
+engine.py        PostgresEngine
+schema.py        the tables of a store
+catalogue.py     which series there are
+writing.py       one transaction a commit
+statements.py    what duplicate policies are in SQL
+rows.py          the batches of a commit, sorted
+marks.py         how far producers have got
+reading.py       pages of rows
+partitions.py    made ahead, and dropped by retention
+packing.py       columns of points as parameters and COPY blocks
 bulk.py          bulk_upsert: batches, retries, outcomes
 upserting.py     a batch into a table, as SQL
 row_source.py    what a caller gives, in batches
@@ -15,5 +25,6 @@ sqlstates.py     what an error of the server calls for
 
 from tsengine.backends.postgres.bulk import bulk_upsert
 from tsengine.backends.postgres.connecting import Database
+from tsengine.backends.postgres.engine import PostgresEngine
 
-__all__ = ["Database", "bulk_upsert"]
+__all__ = ["Database", "PostgresEngine", "bulk_upsert"]

@@ -1,0 +1,305 @@
+"""Writing: one transaction a commit.
+
+In this order, which is everybody's, so that no two commits ever wait for each other: the row of
+the producer, new series by digest, points by kind, series and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+import numpy as np
+import psycopg
+
+from tsengine.backends.postgres import marks, statements
+from tsengine.backends.postgres.catalogue import KIND_SHIFT, NUMBER_MASK, Catalogue
+from tsengine.backends.postgres.packing import copy_blocks, int8s, parameters
+from tsengine.backends.postgres.rows import Rows, by_series, packed
+from tsengine.backends.postgres.session import Session
+from tsengine.duplicates import DuplicatePolicy, distinct_starts, fold_values
+from tsengine.errors import (
+    DuplicatePointError,
+    InvalidDataError,
+    ValueKindError,
+    ValueOverflowError,
+)
+from tsengine.model import (
+    GroupedBatch,
+    Int64Array,
+    Labels,
+    ProducerMark,
+    ValueKind,
+    WriteReceipt,
+)
+from tsengine.staging import kind_of_column, receipt_of
+
+UNNEST_ROWS_MAX: Final = 20_000
+"""Rows up to which arrays are faster than COPY and its temporary table; see the design page."""
+
+_SLOTS: Final = 64
+
+_NOTE_WRITE: Final = (
+    f"INSERT INTO writes VALUES (pg_backend_pid() %% {_SLOTS}, %s) ON CONFLICT (slot) DO UPDATE"
+    " SET last_write = greatest(writes.last_write, excluded.last_write)"
+)
+"""Two writers have one slot in 64 cases; the second then waits for the first one's commit."""
+
+
+class AloneError(Exception):
+    """Says that a commit must be repeated with nobody writing beside it.
+
+    A policy refuses some of its rows, or may: which, only the stored rows tell.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A commit, before its transaction.
+
+    Attributes:
+        batches: as `Engine._commit` takes them; objects packed.
+        kinds: of each batch.
+        horizon: earlier rows are refused.
+        mark: of its producer.
+        now_ns: when it is made.
+    """
+
+    batches: Sequence[GroupedBatch]
+    kinds: Sequence[ValueKind]
+    horizon: int
+    mark: ProducerMark | None
+    now_ns: int
+
+    @classmethod
+    def of(
+        cls,
+        batches: Sequence[GroupedBatch],
+        *,
+        horizon: int,
+        mark: ProducerMark | None,
+        now_ns: int,
+    ) -> Commit:
+        """Prepare what takes no transaction."""
+        kinds = [kind_of_column(batch.values) for batch in batches]
+        ready = [packed(batch, kind) for batch, kind in zip(batches, kinds, strict=True)]
+        return cls(ready, kinds, horizon, mark, now_ns)
+
+    @property
+    def bases(self) -> list[int]:
+        """Which row of the commit is the first of each batch."""
+        return list(accumulate(map(len, self.batches[:-1]), initial=0))
+
+    def receipt(self) -> WriteReceipt:
+        """Give its receipt, if it succeeds."""
+        refused = [
+            np.flatnonzero(batch.timestamps < self.horizon) + base
+            for batch, base in zip(self.batches, self.bases, strict=True)
+            if len(batch) and batch.timestamps.min() < self.horizon
+        ]
+        rows = np.concatenate(refused) if refused else np.empty(0, np.int64)
+        return receipt_of(sum(map(len, self.batches)), {"retention": rows})
+
+
+class Writer:
+    """Stores commits in a session.
+
+    Args:
+        catalogue: of the engine.
+        policy: of the store.
+    """
+
+    def __init__(self, catalogue: Catalogue, policy: DuplicatePolicy) -> None:
+        self._catalogue = catalogue
+        self._policy = policy
+
+    def store(
+        self, session: Session, commit: Commit, removals: int, *, alone: bool
+    ) -> tuple[WriteReceipt, Callable[[], None]]:
+        """Store a commit in the transaction of a session.
+
+        Args:
+            session: in a transaction that has begun to write.
+            commit: what to store.
+            removals: as the transaction sees it.
+            alone: whether nobody writes beside it.
+
+        Returns:
+            The receipt, and what is to be called once the transaction is committed.
+
+        Raises:
+            ValueKindError, DuplicatePointError, ValueOverflowError: as `Engine._commit`.
+            AloneError: it is to be repeated, in another transaction, alone.
+        """
+        receipt = commit.receipt()
+        if commit.mark is not None:
+            answered = marks.claim(session, commit.mark, receipt)
+            if answered is not None:
+                return answered, _nothing
+        numbered, learn = self._number(session, commit, removals)
+        rows = [
+            by_series(batch, kind, numbers, base).since(commit.horizon)
+            for batch, kind, numbers, base in zip(
+                commit.batches, commit.kinds, numbered, commit.bases, strict=True
+            )
+        ]
+        if alone:
+            self._store_alone(session, rows)
+        else:
+            self._store_beside_others(session, rows)
+        if receipt.accepted:
+            session.execute(_NOTE_WRITE, (commit.now_ns,))
+        return receipt, learn
+
+    # Series.
+
+    def _number(
+        self, session: Session, commit: Commit, removals: int
+    ) -> tuple[list[Int64Array], Callable[[], None]]:
+        """Give the ids of the series of each batch; lists new ones that have rows to store.
+
+        New series without such rows have the id 0.
+
+        Raises:
+            ValueKindError: some hold another kind.
+        """
+        catalogue = self._catalogue
+        numbered = [catalogue.numbers(session, batch.labels, removals) for batch in commit.batches]
+        _check_kinds(commit, numbered)
+        newcomers: list[Labels] = []
+        kinds: list[int] = []
+        places: list[tuple[Int64Array, Int64Array]] = []
+        for batch, kind, numbers in zip(commit.batches, commit.kinds, numbered, strict=True):
+            new = np.flatnonzero(numbers == 0)
+            if not len(new):
+                continue
+            latest = batch.timestamps[batch.offsets[1:][new] - 1]
+            new = new[latest >= commit.horizon]
+            newcomers += [batch.labels[place] for place in new.tolist()]
+            kinds += [int(kind)] * len(new)
+            places.append((numbers, new))
+        if not newcomers:
+            return [numbers & NUMBER_MASK for numbers in numbered], _nothing
+        made = catalogue.register(session, newcomers, np.array(kinds, np.int64))
+        first = 0
+        for numbers, new in places:
+            numbers[new] = made[first : first + len(new)]
+            first += len(new)
+        _check_kinds(commit, numbered)  # somebody else may have been first, with another kind
+        return (
+            [numbers & NUMBER_MASK for numbers in numbered],
+            lambda: catalogue.learn(newcomers, made, removals),
+        )
+
+    # Points.
+
+    def _store_beside_others(self, session: Session, rows: Sequence[Rows]) -> None:
+        for one in rows:
+            if not len(one):
+                continue
+            sums_integers = self._policy is DuplicatePolicy.SUM and one.kind is ValueKind.INT
+            try:
+                folded = one.folded(self._policy)
+                self._insert(session, folded, self._policy)
+            except (DuplicatePointError, ValueOverflowError) as error:
+                raise AloneError from error
+            except psycopg.errors.UniqueViolation as error:
+                if self._policy is not DuplicatePolicy.ERROR:
+                    raise
+                raise AloneError from error
+            except psycopg.errors.NumericValueOutOfRange as error:
+                if not sums_integers:
+                    raise
+                raise AloneError from error
+
+    def _store_alone(self, session: Session, rows: Sequence[Rows]) -> None:
+        """Fold rows with what is stored, here, where every offender can be named."""
+        offenders: list[int] = []
+        first: InvalidDataError | None = None
+        merged: list[Rows] = []
+        for one in rows:
+            if not len(one):
+                continue
+            both = _with_stored(session, one)
+            starts = distinct_starts(both.timestamps, both.series)
+            if starts is None:
+                merged.append(both)
+                continue
+            try:
+                values = fold_values(starts, both.values, self._policy)
+            except InvalidDataError as error:
+                first = first or error
+                places = both.places[list(error.indices)]
+                offenders += places[places >= 0].tolist()
+            else:
+                merged.append(
+                    Rows(one.kind, both.series[starts], both.timestamps[starts], values, starts)
+                )
+        if first is not None:
+            first.indices = tuple(sorted(offenders))
+            raise first
+        for one in merged:
+            self._insert(session, one, DuplicatePolicy.LAST)
+
+    def _insert(self, session: Session, rows: Rows, policy: DuplicatePolicy) -> None:
+        kind = rows.kind
+        if len(rows) <= UNNEST_ROWS_MAX:
+            session.execute(statements.insert(kind, policy, copied=False), parameters(rows))
+            return
+        session.execute(statements.create_incoming(kind))
+        with session.cursor().copy(statements.copy_incoming(kind)) as copying:
+            for block in copy_blocks(rows):
+                copying.write(block)
+        session.execute(statements.insert(kind, policy, copied=True))
+
+
+def _nothing() -> None:
+    return
+
+
+def _check_kinds(commit: Commit, numbered: Sequence[Int64Array]) -> None:
+    wrong: list[int] = []
+    message = ""
+    for batch, kind, numbers, base in zip(
+        commit.batches, commit.kinds, numbered, commit.bases, strict=True
+    ):
+        held = numbers >> KIND_SHIFT
+        other = np.flatnonzero((held != 0) & (held != kind))
+        if not len(other):
+            continue
+        bounds = batch.offsets.tolist()
+        message = message or (
+            f"{batch.labels[other[0]].id} holds {ValueKind(int(held[other[0]])).name.lower()}, "
+            f"the values are {kind.name.lower()}"
+        )
+        for place in other.tolist():
+            wrong.extend(range(base + bounds[place], base + bounds[place + 1]))
+    if wrong:
+        raise ValueKindError(message, indices=wrong)
+
+
+def _with_stored(session: Session, rows: Rows) -> Rows:
+    """Give rows with those that are stored under their keys, whose places are -1, before them."""
+    cursor = session.cursor(binary=True)
+    cursor.execute(
+        statements.select_stored(rows.kind), (int8s(rows.series), int8s(rows.timestamps))
+    )
+    found = cursor.fetchall()
+    if not found:
+        return rows
+    series, timestamps, held = zip(*found, strict=True)
+    values = np.empty(len(found), rows.values.dtype)
+    values[:] = held
+    places = np.concatenate([np.full(len(found), -1), rows.places])
+    all_series = np.concatenate([np.array(series, np.int64), rows.series])
+    all_timestamps = np.concatenate([np.array(timestamps, np.int64), rows.timestamps])
+    order = np.lexsort((all_timestamps, all_series))
+    return Rows(
+        rows.kind,
+        all_series[order],
+        all_timestamps[order],
+        np.concatenate([values, rows.values])[order],
+        places[order],
+    )
