@@ -155,14 +155,14 @@ class _Call:
         self._source = source
         self._upsert = upsert
         self._places = [source.columns.index(name) for name in upsert.columns]
-        batch = source.take(self._size.points)
-        while batch is not None:
+        interval = 0.0
+        while (batch := source.take(self._size.points)) is not None:
+            self._pause(interval)
+            interval = self._policy.throttle_interval
             self._deliver(batch)
             if self._progress is not None:
                 self._progress(self.report)
-            batch = source.take(self._size.points)
-            if batch is not None and self._policy.throttle_interval:
-                self._pause(self._policy.throttle_interval)
+            self._pause(0)  # before more is taken: the source need not be asked in vain
 
     def failed(self, error: Exception) -> BulkUpsertError:
         """Give what is raised for an error, with what had landed."""

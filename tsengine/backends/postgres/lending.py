@@ -104,12 +104,14 @@ def _on(
 ) -> Generator[Session]:
     """Do a transaction on somebody's connection, through a session that shares its socket."""
     _check_idle(connection)
+    watch = Watch(timeout + GRACE_SECONDS, cancel)
+    watch.check()  # not in the first wait, which would close it
     pgconn = connection.pgconn
     handlers = pgconn.notice_handler, pgconn.notify_handler
     session = Session(pgconn, tuple_row)
     try:
         use_settings(session)
-        session.watch = Watch(timeout + GRACE_SECONDS, cancel)
+        session.watch = watch
         begin = begin_statement(timeout=timeout, lock_timeout=LOCK_SECONDS)
         with translated(doing):
             session.execute(begin)

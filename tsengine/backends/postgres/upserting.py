@@ -153,7 +153,8 @@ class Statements:
         if upsert.on_conflict == "update" and target.is_partitioned:
             # What is new cannot be told from xmax there. It is inserted by itself, and counted;
             # then it is there as it is, and the other statement passes over it.
-            self._insert = _upsert_sql(replace(upsert, on_conflict="ignore"), target, staged)
+            new_ones = replace(upsert, on_conflict="ignore")
+            self._insert = _upsert_sql(new_ones, target, staged, newest="ctid DESC")
         self._key = [upsert.columns.index(name) for name in upsert.key]
 
     def encode(self, batch: RowBatch, places: Sequence[int], *, is_arrow: bool) -> bytes:
@@ -203,18 +204,28 @@ class Statements:
         return Landed(new[0] if new else inserted, updated, rows - distinct, transaction, server)
 
 
-def _upsert_sql(upsert: Upsert, target: Table, staged: Sequence[str]) -> str:
-    """Give the statement that brings staged rows into the table; see the module."""
+def _upsert_sql(upsert: Upsert, target: Table, staged: Sequence[str], *, newest: str = "") -> str:
+    """Give the statement that brings staged rows into the table; see the module.
+
+    Args:
+        upsert: what is to be done.
+        target: the table.
+        staged: names of its columns among the staged rows.
+        newest: the order in which of staged rows with one key the first stays; by default what
+            fits `on_conflict`.
+    """
     columns = target.columns
     table = quoted_table(upsert.table)
-    place = dict(zip(upsert.columns, staged, strict=True))
+    # The table may have columns of the same names, which would go before these.
+    place = {name: f"given.{at}" for name, at in zip(upsert.columns, staged, strict=True)}
     key = ", ".join(place[name] for name in upsert.key)
+    staged_key = ", ".join(staged[upsert.columns.index(name)] for name in upsert.key)
     casts = ", ".join(
         name if staged_type(column) == column.sql_type else f"{name}::{column.sql_type} AS {name}"
         for name, column in zip(staged, columns, strict=True)
     )
     names = ", ".join(quoted(name) for name in (*upsert.columns, *upsert.touch))
-    values = ", ".join((*staged, *("now()" for _ in upsert.touch)))
+    values = ", ".join((*place.values(), *("now()" for _ in upsert.touch)))
     counted = (
         "count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new), "
         "(SELECT count(*) FROM given), "
@@ -229,7 +240,7 @@ def _upsert_sql(upsert: Upsert, target: Table, staged: Sequence[str]) -> str:
     same_key = " AND ".join(f"there.{quoted(name)} = {place[name]}" for name in upsert.key)
     new = "true"
     if upsert.on_conflict == "ignore" or not upsert.update:
-        newest, passed, settle = "ctid", same_key, "NOTHING"
+        newest, passed, settle = newest or "ctid", same_key, "NOTHING"
     else:
         newest = "ctid DESC"
         there, given, excluded = (
@@ -251,8 +262,8 @@ def _upsert_sql(upsert: Upsert, target: Table, staged: Sequence[str]) -> str:
         new = "false" if target.is_partitioned else "there.xmax = 0"
     conflict = ", ".join(quoted(name) for name in upsert.key)
     return (
-        f"WITH given AS MATERIALIZED (SELECT DISTINCT ON ({key}) {casts} FROM {_STAGED} "
-        f"ORDER BY {key}, {newest}), "
+        f"WITH given AS MATERIALIZED (SELECT DISTINCT ON ({staged_key}) {casts} FROM {_STAGED} "
+        f"ORDER BY {staged_key}, {newest}), "
         f"written AS (INSERT INTO {table} AS there ({names}) SELECT {values} FROM given "
         f"WHERE NOT EXISTS (SELECT FROM {table} AS there WHERE {passed}) ORDER BY {key} "
         f"ON CONFLICT ({conflict}) DO {settle} RETURNING {new} AS is_new) SELECT {counted}"
