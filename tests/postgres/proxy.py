@@ -31,7 +31,6 @@ class Proxy:
             as the answer to it comes; lets a COMMIT, and all after it on that connection,
             vanish; or lets everything vanish on every connection, new ones too.
         faults: how many connections it has done that to.
-        on_bytes: is called once the client has sent so many bytes to the server, in the middle.
         version: first two digits of the server's version, as the client is told; as it is.
     """
 
@@ -41,10 +40,10 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.fault: Fault = ""
         self.faults = 0
-        self.on_bytes: tuple[int, Callable[[], object]] | None = None
+        self._due: tuple[int, Callable[[], object]] | None = None
         self.version = b""
         self._sent = 0
-        self._lock = threading.Lock()  # guards _open, _sent and faults
+        self._lock = threading.Lock()  # guards _open, _sent, _due and faults
         self._open: set[socket.socket] = set()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -63,6 +62,12 @@ class Proxy:
         for thread in list(self._threads):
             thread.join(30)
         self._listener.close()
+
+    def after(self, count: int, action: Callable[[], object] | None) -> None:
+        """Do something in the middle of a piece, once so many more bytes have passed."""
+        with self._lock:
+            self._sent = 0
+            self._due = None if action is None else (count, action)
 
     def cut(self) -> None:
         """Cut every connection, by RST, as a machine that went away does."""
@@ -123,9 +128,9 @@ class Proxy:
     def _pass_on(self, side: socket.socket, other: socket.socket, data: bytes) -> None:
         with self._lock:
             self._sent += len(data)
-            due = self.on_bytes
+            due = self._due
             if due is not None and self._sent >= due[0]:
-                self.on_bytes = None
+                self._due = None
             else:
                 due = None
         if due is not None:

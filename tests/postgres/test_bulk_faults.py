@@ -137,7 +137,7 @@ def test_a_black_hole_ends_in_bounded_time(
     durable: Cluster, proxy: Proxy, connection: Connection, name: str
 ) -> None:
     """Where nothing comes back any more an attempt ends by the client's own deadline."""
-    proxy.on_bytes = (150_000, lambda: setattr(proxy, "fault", "black hole"))
+    proxy.after(150_000, lambda: setattr(proxy, "fault", "black hole"))
     url = durable.url(port=proxy.port, connect_timeout=1, **NO_TLS)
     with pytest.raises(BulkUpsertError) as caught:
         upsert(url, name, rows(1_000), policy={"timeout": 0.5, "max_retries": 1})
@@ -158,7 +158,7 @@ def test_a_black_hole_can_be_left_by_cancelling(
         proxy.fault = "black hole"
         threading.Timer(0.2, cancel.set).start()
 
-    proxy.on_bytes = (150_000, vanish)
+    proxy.after(150_000, vanish)
     url = durable.url(port=proxy.port, **NO_TLS)
     with pytest.raises(BulkUpsertCancelledError):
         upsert(url, name, rows(1_000), cancel=cancel, policy={"timeout": 600.0})
@@ -176,7 +176,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_copy_loses_nothing(
         durable.kill()
         struck.set()
 
-    proxy.on_bytes = (bytes_sent, strike)
+    proxy.after(bytes_sent, strike)
     url = durable.url(port=proxy.port, **NO_TLS)
     policy = {"max_retries": 8, "backoff_min": 0.1}
     with ThreadPoolExecutor(1) as pool:
@@ -195,7 +195,7 @@ def test_a_server_that_does_not_come_back_keeps_what_it_acknowledged(
     durable: Cluster, proxy: Proxy, name: str
 ) -> None:
     """The error says how many rows had landed, and just these are there after the restart."""
-    proxy.on_bytes = (250_000, durable.kill)
+    proxy.after(250_000, durable.kill)
     with pytest.raises(BulkUpsertError) as caught:
         upsert(durable.url(port=proxy.port, **NO_TLS), name, rows(600))
     durable.start()
@@ -324,7 +324,7 @@ def test_a_secret_is_not_told_whatever_fails(durable: Cluster, proxy: Proxy, nam
     nowhere = durable.url("nowhere")
     odd = durable.url(sslmode="nonsense")
     for url in (through, nowhere, odd, durable.url(port=1)):
-        proxy.on_bytes = (1, proxy.cut)
+        proxy.after(1, proxy.cut)
         with pytest.raises((BulkUpsertError, UnknownOptionError)) as caught:
             upsert(url, name, rows(300), policy={"max_retries": 0})
         assert durable.password not in everything_said(caught.value)

@@ -47,6 +47,10 @@ the connection in order, and says that nothing is stored."""
 _FAREWELL_SECONDS: Final = 2.0
 """What a ROLLBACK may take; then the connection is closed, which rolls back too."""
 
+_PAUSE_SECONDS: Final = 5.0
+"""How long a transaction that writes may leave the server without a word: its locks are in the way
+of our next attempt where the network has swallowed its COMMIT."""
+
 _HANGUP_CHECK_MS: Final = 1_000
 """How often a server that is busy looks whether we are still there."""
 
@@ -249,15 +253,17 @@ def begin_statement(
     """Give what begins a transaction: one round trip, and all settings end with it.
 
     Args:
-        timeout: seconds for each statement, and for each pause of ours between two.
+        timeout: seconds for each statement, and of a transaction that only reads for each pause
+            of ours between two.
         lock_timeout: seconds for each lock.
         isolation: what it sees of others.
         read_only: whether it may not write.
     """
+    pause = timeout if read_only else min(timeout, _PAUSE_SECONDS)
     settings = {
         "statement_timeout": _milliseconds(timeout),
         "lock_timeout": _milliseconds(lock_timeout),
-        "idle_in_transaction_session_timeout": _milliseconds(timeout),
+        "idle_in_transaction_session_timeout": _milliseconds(pause),
         "client_connection_check_interval": _HANGUP_CHECK_MS,
     }
     access = "READ ONLY" if read_only else "READ WRITE"
