@@ -47,8 +47,16 @@ the connection in order, and says that nothing is stored."""
 _FAREWELL_SECONDS: Final = 2.0
 """What a ROLLBACK may take; then the connection is closed, which rolls back too."""
 
+_PAUSE_SECONDS: Final = 5.0
+"""How long a transaction that writes may leave the server without a word: its locks are in the way
+of our next attempt where the network has swallowed its COMMIT."""
+
 _HANGUP_CHECK_MS: Final = 1_000
 """How often a server that is busy looks whether we are still there."""
+
+LOCK_SECONDS: Final = 10.0
+"""How long a lock is waited for, where nobody says otherwise: longer than a deadlock takes to be
+found (1 s), shorter than an attempt."""
 
 Isolation = Literal["read committed", "repeatable read", "serializable"]
 
@@ -71,7 +79,7 @@ class Database:
         *,
         pool_size: int = 8,
         statement_timeout: float = 30.0,
-        lock_timeout: float = 10.0,
+        lock_timeout: float = LOCK_SECONDS,
     ) -> None:
         self.location = location
         self._timeout = statement_timeout
@@ -139,7 +147,7 @@ class Database:
 
         Args:
             timeout: seconds for all of it; the server is told so too. None for
-                `statement_timeout`.
+                `statement_timeout`, infinity for no bound.
             cancel: ends every wait when it is set.
             isolation: what it sees of others.
             read_only: whether it may not write.
@@ -245,15 +253,17 @@ def begin_statement(
     """Give what begins a transaction: one round trip, and all settings end with it.
 
     Args:
-        timeout: seconds for each statement, and for each pause of ours between two.
+        timeout: seconds for each statement, and of a transaction that only reads for each pause
+            of ours between two.
         lock_timeout: seconds for each lock.
         isolation: what it sees of others.
         read_only: whether it may not write.
     """
+    pause = timeout if read_only else min(timeout, _PAUSE_SECONDS)
     settings = {
         "statement_timeout": _milliseconds(timeout),
         "lock_timeout": _milliseconds(lock_timeout),
-        "idle_in_transaction_session_timeout": _milliseconds(timeout),
+        "idle_in_transaction_session_timeout": _milliseconds(pause),
         "client_connection_check_interval": _HANGUP_CHECK_MS,
     }
     access = "READ ONLY" if read_only else "READ WRITE"
@@ -327,5 +337,7 @@ def _abandon(session: Session) -> None:
 
 
 def _milliseconds(duration: float) -> int:
-    # 0 would be no bound, and the server counts in an int32.
+    # 0 is no bound, and the server counts in an int32.
+    if duration == float("inf"):
+        return 0
     return max(1, min(round(duration * 1_000), 2**31 - 1))

@@ -240,7 +240,8 @@ def find(session: Session, schema: str) -> Found | None:
             f"{min(comments)!r}; give one that is empty or not there"
         )
     session.execute(begin_read(schema))
-    row = session.execute("SELECT version FROM store").fetchone()
+    # By its full name: where a right is missing, that is said, and not that there is no table.
+    row = session.execute(f"SELECT version FROM {quoted(schema)}.store").fetchone()
     if row is None:
         raise CorruptionError(f"the schema {schema!r} holds a store without its options")
     version = int(row[0])

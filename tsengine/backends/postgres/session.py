@@ -163,9 +163,7 @@ class Session(psycopg.Connection[TupleRow]):
                 "needed"
             )
         session = cls(pgconn, tuple_row)
-        session.prepare_threshold = None
-        register(session)
-        session.autocommit = True
+        use_settings(session)
         return session
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
@@ -203,6 +201,13 @@ class Session(psycopg.Connection[TupleRow]):
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
         return not poll.poll(0)
+
+
+def use_settings(session: Session) -> None:
+    """Have a session prepare nothing, begin nothing by itself, and take arrays of numpy's."""
+    session.prepare_threshold = None
+    session.autocommit = True
+    register(session)
 
 
 def _connected(location: Location, info: str, watch: Watch) -> pq.abc.PGconn:
