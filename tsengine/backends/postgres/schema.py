@@ -15,6 +15,7 @@ from psycopg import sql
 
 from tsengine.backends.postgres.session import Session
 from tsengine.errors import (
+    AccessDeniedError,
     CorruptionError,
     FormatVersionError,
     StorePathError,
@@ -217,18 +218,22 @@ def find(session: Session, schema: str) -> Found | None:
     Raises:
         StorePathError: the schema holds something else.
         FormatVersionError: the store is of a newer version.
+        AccessDeniedError: this user may not use the schema.
         UnsupportedError: the database does not hold UTF-8.
     """
     _check_encoding(session)
     rows = session.execute(
-        "SELECT n.oid::bigint, c.relname, obj_description(c.oid, 'pg_class') FROM pg_namespace n"
+        "SELECT n.oid::bigint, c.relname, obj_description(c.oid, 'pg_class'),"
+        " has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace n"
         " LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')"
         " WHERE n.nspname = %s",
         (schema,),
     ).fetchall()
-    comments = {name: comment for _, name, comment in rows if name is not None}
+    comments = {name: comment for _, name, comment, _ in rows if name is not None}
     if not comments:
         return None
+    if not rows[0][3]:
+        raise AccessDeniedError(f"the schema {schema!r} may not be used by this user: GRANT USAGE")
     if not str(comments.get("store")).startswith(_COMMENT):
         raise StorePathError(
             f"the schema {schema!r} holds no store of tsengine but other tables, such as "

@@ -6,16 +6,17 @@ the producer, new series by digest, points by kind, series and time.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Final
 
 import numpy as np
 import psycopg
 
 from tsengine.backends.postgres import marks, statements
-from tsengine.backends.postgres.catalogue import KIND_SHIFT, NUMBER_MASK, Catalogue
+from tsengine.backends.postgres.catalogue import KIND_SHIFT, KNOWN_MAX, NUMBER_MASK, Catalogue
 from tsengine.backends.postgres.packing import copy_blocks, int8s, parameters
 from tsengine.backends.postgres.rows import Rows, by_series, packed
 from tsengine.backends.postgres.session import Session
@@ -27,6 +28,8 @@ from tsengine.errors import (
     ValueOverflowError,
 )
 from tsengine.model import (
+    INT64_MAX,
+    INT64_MIN,
     GroupedBatch,
     Int64Array,
     Labels,
@@ -39,6 +42,9 @@ from tsengine.staging import kind_of_column, receipt_of
 UNNEST_ROWS_MAX: Final = 20_000
 """Rows up to which arrays are faster than COPY and its temporary table; see the design page."""
 
+_UPSERTS: Final = 64
+"""Commits for which no rows are taken for new ones, after some were not."""
+
 _SLOTS: Final = 64
 
 _NOTE_WRITE: Final = (
@@ -48,11 +54,29 @@ _NOTE_WRITE: Final = (
 """Two writers have one slot in 64 cases; the second then waits for the first one's commit."""
 
 
-class AloneError(Exception):
-    """Says that a commit must be repeated with nobody writing beside it.
+class Way(enum.Enum):
+    """How points are stored."""
 
-    A policy refuses some of its rows, or may: which, only the stored rows tell.
+    APPEND = "append"
+    """As new rows where they seem to be new, which takes half the time of an upsert; else as
+    with UPSERT. Where they turn out not to be new the commit is repeated."""
+    UPSERT = "upsert"
+    """Whatever is stored already."""
+    ALONE = "alone"
+    """With nobody writing beside it, and what is stored read before: a policy refuses some rows,
+    and only the stored ones tell which."""
+
+
+class RepeatError(Exception):
+    """Says that a commit must be repeated in another way, in another transaction.
+
+    Attributes:
+        way: which.
     """
+
+    def __init__(self, way: Way) -> None:
+        super().__init__(way.value)
+        self.way = way
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +133,20 @@ class Writer:
     Args:
         catalogue: of the engine.
         policy: of the store.
+
+    Thread-safety: any number of threads.
     """
 
     def __init__(self, catalogue: Catalogue, policy: DuplicatePolicy) -> None:
         self._catalogue = catalogue
         self._policy = policy
+        # The newest row of each series that was stored from here. Others may have stored newer
+        # ones: that it is right saves time, and nothing goes wrong where it is not.
+        self._newest: dict[int, int] = {}
+        self._upserts = 0  # commits until rows are taken for new ones again
 
     def store(
-        self, session: Session, commit: Commit, removals: int, *, alone: bool
+        self, session: Session, commit: Commit, removals: int, way: Way
     ) -> tuple[WriteReceipt, Callable[[], None]]:
         """Store a commit in the transaction of a session.
 
@@ -124,14 +154,14 @@ class Writer:
             session: in a transaction that has begun to write.
             commit: what to store.
             removals: as the transaction sees it.
-            alone: whether nobody writes beside it.
+            way: how; alone, the transaction must be so too.
 
         Returns:
             The receipt, and what is to be called once the transaction is committed.
 
         Raises:
             ValueKindError, DuplicatePointError, ValueOverflowError: as `Engine._commit`.
-            AloneError: it is to be repeated, in another transaction, alone.
+            RepeatError: it is to be repeated.
         """
         receipt = commit.receipt()
         if commit.mark is not None:
@@ -145,13 +175,21 @@ class Writer:
                 commit.batches, commit.kinds, numbered, commit.bases, strict=True
             )
         ]
-        if alone:
+        if way is Way.ALONE:
             self._store_alone(session, rows)
         else:
-            self._store_beside_others(session, rows)
+            for one in rows:
+                if len(one):
+                    self._store_beside_others(session, one, way)
         if receipt.accepted:
             session.execute(_NOTE_WRITE, (commit.now_ns,))
-        return receipt, learn
+
+        def done() -> None:
+            learn()
+            for one in rows:
+                self._note_newest(one)
+
+        return receipt, done
 
     # Series.
 
@@ -183,6 +221,7 @@ class Writer:
         if not newcomers:
             return [numbers & NUMBER_MASK for numbers in numbered], _nothing
         made = catalogue.register(session, newcomers, np.array(kinds, np.int64))
+        self._newest.update(dict.fromkeys((made & NUMBER_MASK).tolist(), INT64_MIN))
         first = 0
         for numbers, new in places:
             numbers[new] = made[first : first + len(new)]
@@ -195,24 +234,48 @@ class Writer:
 
     # Points.
 
-    def _store_beside_others(self, session: Session, rows: Sequence[Rows]) -> None:
-        for one in rows:
-            if not len(one):
-                continue
-            sums_integers = self._policy is DuplicatePolicy.SUM and one.kind is ValueKind.INT
-            try:
-                folded = one.folded(self._policy)
-                self._insert(session, folded, self._policy)
-            except (DuplicatePointError, ValueOverflowError) as error:
-                raise AloneError from error
-            except psycopg.errors.UniqueViolation as error:
-                if self._policy is not DuplicatePolicy.ERROR:
-                    raise
-                raise AloneError from error
-            except psycopg.errors.NumericValueOutOfRange as error:
-                if not sums_integers:
-                    raise
-                raise AloneError from error
+    def _store_beside_others(self, session: Session, rows: Rows, way: Way) -> None:
+        policy, refuses = self._policy, _refuses(self._policy, rows.kind)
+        try:
+            folded = rows.folded(policy)
+            appends = policy is DuplicatePolicy.ERROR or (
+                way is Way.APPEND and self._is_new(folded)
+            )
+            self._insert(session, folded, DuplicatePolicy.ERROR if appends else policy)
+        except (DuplicatePointError, ValueOverflowError) as error:
+            raise RepeatError(Way.ALONE) from error
+        except psycopg.errors.UniqueViolation as error:
+            self._upserts = _UPSERTS
+            raise RepeatError(
+                Way.ALONE if policy is DuplicatePolicy.ERROR else Way.UPSERT
+            ) from error
+        except psycopg.errors.NumericValueOutOfRange as error:
+            if not refuses:
+                raise
+            raise RepeatError(Way.ALONE) from error
+
+    def _is_new(self, rows: Rows) -> bool:
+        """Whether rows are newer than all that was stored of their series, as far as is known."""
+        if self._upserts:
+            self._upserts -= 1
+            return False
+        starts = _series_starts(rows)
+        series: list[int] = rows.series[starts].tolist()
+        newest = np.fromiter(
+            map(self._newest.get, series, repeat(INT64_MAX)), np.int64, len(series)
+        )
+        return bool((rows.timestamps[starts] > newest).all())
+
+    def _note_newest(self, rows: Rows) -> None:
+        if not len(rows):
+            return
+        starts = _series_starts(rows)
+        series: list[int] = rows.series[starts].tolist()
+        last = rows.timestamps[np.append(starts[1:], len(rows)) - 1]
+        known = np.fromiter(map(self._newest.get, series, repeat(INT64_MIN)), np.int64, len(series))
+        if len(self._newest) + len(series) > KNOWN_MAX:
+            self._newest = {}
+        self._newest.update(zip(series, np.maximum(last, known).tolist(), strict=True))
 
     def _store_alone(self, session: Session, rows: Sequence[Rows]) -> None:
         """Fold rows with what is stored, here, where every offender can be named."""
@@ -257,6 +320,18 @@ class Writer:
 
 def _nothing() -> None:
     return
+
+
+def _refuses(policy: DuplicatePolicy, kind: ValueKind) -> bool:
+    """Whether a policy may refuse rows for what is stored."""
+    return policy is DuplicatePolicy.ERROR or (
+        policy is DuplicatePolicy.SUM and kind is ValueKind.INT
+    )
+
+
+def _series_starts(rows: Rows) -> Int64Array:
+    """Give the first row of each series."""
+    return np.flatnonzero(np.concatenate([[True], rows.series[1:] != rows.series[:-1]]))
 
 
 def _check_kinds(commit: Commit, numbered: Sequence[Int64Array]) -> None:
