@@ -36,7 +36,7 @@ from tsengine.model import (
     timestamp_range,
 )
 from tsengine.model.rules import ForwardClock
-from tsengine.options import SECONDS_MAX, STORE_OPTIONS, nanoseconds
+from tsengine.options import STORE_OPTIONS, nanoseconds
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
 
@@ -48,6 +48,9 @@ PARTITION_WIDTH: Final = 7 * 86_400 * 10**9
 
 _CHUNK: Final = 4_096
 """Labels that a listing reads at once."""
+
+_MAY_PAUSE: Final = "; SET LOCAL idle_in_transaction_session_timeout = 0"
+"""Opens a read whose caller may take his time between two steps; each of them is bounded."""
 
 _SIZE: Final = (
     "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c"
@@ -336,20 +339,16 @@ class PostgresEngine(Engine):
             doing="reading",
             isolation="repeatable read",
             read_only=True,
-            timeout=SECONDS_MAX if is_long else None,
+            opening=schema.open_read(self._schema) + (_MAY_PAUSE if is_long else ""),
         ) as session:
             if is_long:
                 session.watch = self._watch()
-            session.execute(schema.begin_read(self._schema))
             yield session
 
     @contextlib.contextmanager
     def _writing(self, doing: str, *, alone: bool = False) -> Iterator[tuple[Session, int]]:
         """Begin a transaction that writes; gives how often series were removed."""
-        with self._database.transaction(doing=doing) as session:
-            cursor = session.execute(schema.begin_write(self._schema, self._oid, alone=alone))
-            while cursor.nextset():
-                pass
-            row = cursor.fetchone()
-            assert row is not None
-            yield session, int(row[0])
+        opening = schema.open_write(self._schema, self._oid, alone=alone)
+        with self._database.transaction(doing=doing, opening=opening) as session:
+            assert session.opened is not None
+            yield session, int(session.opened[0])
