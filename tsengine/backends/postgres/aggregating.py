@@ -39,8 +39,8 @@ _EVERY_MAX: Final = 1 << 61
 _TOGETHER: Final = 256
 """Series of one statement, which bounds an answer by their windows."""
 
-_ROWS: Final = 16_384
-"""Rows that one statement looks up."""
+_ROWS: Final = 1_024
+"""Rows that one statement looks up: of objects 64 MB at worst."""
 
 _EXPRESSIONS: Final = {
     "rows": "int8send(count(*))",

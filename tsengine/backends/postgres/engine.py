@@ -19,7 +19,12 @@ from tsengine.backends.postgres.partitions import Partitions
 from tsengine.backends.postgres.session import Session, Watch
 from tsengine.backends.postgres.writing import Commit, RepeatError, Way, Writer
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
-from tsengine.errors import StoreOptionError, StorePathError
+from tsengine.errors import (
+    ServerConnectionError,
+    ServerTimeoutError,
+    StoreOptionError,
+    StorePathError,
+)
 from tsengine.model import (
     INT64_MAX,
     INT64_MIN,
@@ -166,8 +171,14 @@ class PostgresEngine(Engine):
                 return receipt
 
     def _kind(self, labels: Labels) -> ValueKind | None:
-        with self._database.session() as session:
-            return self._catalogue.kind(session, labels)
+        try:
+            with self._database.session() as session:
+                return self._catalogue.kind(session, labels)
+        except ServerTimeoutError:
+            raise
+        except ServerConnectionError:  # lost while it was idle; a transaction replaces it
+            with self._reading() as session:
+                return self._catalogue.kind(session, labels)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
         with self._reading() as session:

@@ -293,7 +293,8 @@ def create(session: Session, schema: str, options: StoreOptions, partition_width
 
 def open_read(schema: str) -> str:
     """Give what opens a transaction that reads, or makes partitions."""
-    return f"SET LOCAL search_path = {quoted(schema)}, pg_temp"
+    # The server would compile what it takes for expensive, longer than most of it runs.
+    return f"SET LOCAL search_path = {quoted(schema)}, pg_temp; SET LOCAL jit = off"
 
 
 def open_write(schema: str, oid: int, *, alone: bool = False) -> str:

@@ -33,7 +33,7 @@ TYPES: Final = {
 INCOMING: Final = "tsengine_incoming"
 """Temporary tables that a large commit is copied into, one a kind; they go with it."""
 
-_NEGATIVE_ZERO: Final = r"'\x8000000000000000'"
+_NEGATIVE_ZERO: Final = "decode('8000000000000000', 'hex')"
 _OTHER_BYTES: Final = "float8send(points.value) <> float8send(excluded.value)"
 
 _WHERE: Final = {

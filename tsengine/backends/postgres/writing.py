@@ -42,6 +42,9 @@ from tsengine.staging import kind_of_column, receipt_of
 UNNEST_ROWS_MAX: Final = 20_000
 """Rows up to which arrays are faster than COPY and its temporary table; see the design page."""
 
+UNNEST_BYTES_MAX: Final = 1 << 24
+"""Bytes of objects up to which they are sent as one array; the server takes a gigabyte."""
+
 _UPSERTS: Final = 64
 """Commits for which no rows are taken for new ones, after some were not."""
 
@@ -304,7 +307,7 @@ class Writer:
         """Store rows; the last ones of a commit note when that was."""
         kind, notes = rows.kind, noted is not None
         before = () if noted is None else (noted,)
-        if len(rows) <= UNNEST_ROWS_MAX:
+        if _is_small(rows):
             statement = statements.insert(kind, policy, copied=False, notes=notes)
             session.execute(statement, (*before, *parameters(rows)))
             return
@@ -324,6 +327,13 @@ def _refuses(policy: DuplicatePolicy, kind: ValueKind) -> bool:
     return policy is DuplicatePolicy.ERROR or (
         policy is DuplicatePolicy.SUM and kind is ValueKind.INT
     )
+
+
+def _is_small(rows: Rows) -> bool:
+    """Whether rows are sent as arrays, and not copied."""
+    if len(rows) > UNNEST_ROWS_MAX:
+        return False
+    return rows.kind is not ValueKind.OBJECT or sum(map(len, rows.values)) <= UNNEST_BYTES_MAX
 
 
 def _series_starts(rows: Rows) -> Int64Array:
