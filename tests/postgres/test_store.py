@@ -348,3 +348,53 @@ def together(works: list[Callable[[], object]]) -> None:
         thread.join()
     if errors:
         raise errors[0]
+
+
+def test_large_objects_are_stored_and_read(tmp_path: Path) -> None:
+    """Many objects of the largest size are stored by one commit, and read in bounded pages."""
+    rows_of_objects = 700
+    values = [f"{number:06}" + "x" * 64_000 for number in range(rows_of_objects)]
+    with make_postgres(tmp_path) as engine:
+        engine.write_series(Labels("log"), np.arange(1, rows_of_objects + 1), values)
+        batches = list(engine.scan())
+        assert [value for batch in batches for value in batch.values] == values
+        assert max(map(len, batches)) <= 1_024
+        assert engine.latest()[0].value == values[-1]
+        [first, _] = engine.aggregate(functions=["first", "last"], every="500ns")
+        assert first.values.tolist() == [values[0], values[499]]
+
+
+def test_settings_of_a_role_change_nothing(tmp_path: Path) -> None:
+    """Whatever a database or role sets by default, values and times come back to the bit."""
+    odd = {
+        "standard_conforming_strings": "off",
+        "bytea_output": "escape",
+        "extra_float_digits": "-15",
+        "jit_above_cost": "0",
+        "default_transaction_isolation": "serializable",
+        "TimeZone": "Pacific/Apia",
+        "IntervalStyle": "sql_standard",
+        "enable_indexscan": "off",
+        "search_path": "pg_temp",
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in odd.items())
+    special = np.array([0.1 + 0.2, -0.0, np.nan, 5e-324, np.inf])
+    times = np.arange(INT64_MAX - 5, INT64_MAX)
+    for policy in ("last", "min", "max"):
+        path = tmp_path / policy
+        with make_postgres(path, options=options, duplicate_policy=policy) as engine:
+            engine.write_series(A, times, special)
+            engine.write_series(A, times, -special)
+            engine.check()
+            expected = {
+                "last": -special,
+                "min": np.array([-(0.1 + 0.2), -0.0, np.nan, -5e-324, -np.inf]),
+                "max": np.array([0.1 + 0.2, 0.0, np.nan, 5e-324, np.inf]),
+            }[policy]
+            found = engine.query(A)[0]
+            assert found.timestamps.tolist() == times.tolist()
+            assert found.values.tobytes() == expected.tobytes()
+            if policy == "last":
+                objects = ["a", b"\\\0\xff", True, {"k": 0.1}, [-0.0]]
+                engine.write_series(Labels("event"), times, objects)
+                assert repr(engine.query("event")[0].values.tolist()) == repr(objects)

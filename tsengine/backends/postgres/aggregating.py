@@ -39,8 +39,8 @@ _EVERY_MAX: Final = 1 << 61
 _TOGETHER: Final = 256
 """Series of one statement, which bounds an answer by their windows."""
 
-_ROWS: Final = 16_384
-"""Rows that one statement looks up."""
+_ROWS: Final = 1_024
+"""Rows that one statement looks up: of objects 64 MB at worst."""
 
 _EXPRESSIONS: Final = {
     "rows": "int8send(count(*))",
@@ -99,7 +99,6 @@ def push_down(
     Raises:
         AggregationError: the values cannot be aggregated as asked.
     """
-    labels = catalogue.labels_of(session, series.ids.tolist())
     kinds = series.numbers >> KIND_SHIFT
     groups = Groups(asked.group_by)
     collector = Collector()
@@ -115,10 +114,12 @@ def push_down(
                 filled[table_places] = True
                 found.append((kind, table_places, table))
     group_of = np.zeros(len(series), np.int64)
-    for place in np.flatnonzero(filled).tolist():
+    having = np.flatnonzero(filled).tolist()
+    names = catalogue.labels_of(session, series.ids[filled].tolist())
+    for place, labels in zip(having, names, strict=True):
         if kinds[place] == ValueKind.OBJECT:
-            refuse_objects(asked, labels[place])
-        group_of[place] = groups.number(labels[place])
+            refuse_objects(asked, labels)
+        group_of[place] = groups.number(labels)
     for kind, table_places, table in found:
         measured = _statistics(session, kind, series.ids[table_places], table, asked)
         first_at = cast("Int64Array", table["first_at"])

@@ -140,6 +140,7 @@ class Database:
         isolation: Isolation = "read committed",
         read_only: bool = False,
         doing: str = "a transaction",
+        opening: str = "",
     ) -> Generator[Session]:
         """Begin a transaction; commit it at the end of the block, or roll it back on an error.
 
@@ -152,6 +153,8 @@ class Database:
             isolation: what it sees of others.
             read_only: whether it may not write.
             doing: for messages, such as "writing points".
+            opening: statements without parameters that begin it, in the round trip of BEGIN; what
+                the last of them answers is the session's `opened`.
 
         Raises:
             ServerConnectionError: the connection was lost; `commit_unknown` says whether while
@@ -168,6 +171,7 @@ class Database:
             isolation=isolation,
             read_only=read_only,
         )
+        begin = f"{begin}; {opening}" if opening else begin
         doing = f"{doing} on {self.location}"
         watch = Watch(allowed + GRACE_SECONDS, cancel)
         session = self._borrow(watch, cancel)
@@ -312,7 +316,10 @@ def translated(doing: str, *, committing: bool = False) -> Generator[None]:
 
 def _begin(session: Session, statement: str, doing: str) -> None:
     with translated(doing):
-        session.execute(statement)
+        cursor = session.execute(statement.encode())
+        while cursor.nextset():
+            pass
+        session.opened = cursor.fetchone() if cursor.description else None
 
 
 def _roll_back(session: Session) -> None:

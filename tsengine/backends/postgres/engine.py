@@ -19,7 +19,12 @@ from tsengine.backends.postgres.partitions import Partitions
 from tsengine.backends.postgres.session import Session, Watch
 from tsengine.backends.postgres.writing import Commit, RepeatError, Way, Writer
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
-from tsengine.errors import StoreOptionError, StorePathError
+from tsengine.errors import (
+    ServerConnectionError,
+    ServerTimeoutError,
+    StoreOptionError,
+    StorePathError,
+)
 from tsengine.model import (
     INT64_MAX,
     INT64_MIN,
@@ -36,7 +41,7 @@ from tsengine.model import (
     timestamp_range,
 )
 from tsengine.model.rules import ForwardClock
-from tsengine.options import SECONDS_MAX, STORE_OPTIONS, nanoseconds
+from tsengine.options import STORE_OPTIONS, nanoseconds
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
 
@@ -48,6 +53,9 @@ PARTITION_WIDTH: Final = 7 * 86_400 * 10**9
 
 _CHUNK: Final = 4_096
 """Labels that a listing reads at once."""
+
+_MAY_PAUSE: Final = "; SET LOCAL idle_in_transaction_session_timeout = 0"
+"""Opens a read whose caller may take his time between two steps; each of them is bounded."""
 
 _SIZE: Final = (
     "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c"
@@ -163,8 +171,14 @@ class PostgresEngine(Engine):
                 return receipt
 
     def _kind(self, labels: Labels) -> ValueKind | None:
-        with self._database.session() as session:
-            return self._catalogue.kind(session, labels)
+        try:
+            with self._database.session() as session:
+                return self._catalogue.kind(session, labels)
+        except ServerTimeoutError:
+            raise
+        except ServerConnectionError:  # lost while it was idle; a transaction replaces it
+            with self._reading() as session:
+                return self._catalogue.kind(session, labels)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
         with self._reading() as session:
@@ -336,20 +350,16 @@ class PostgresEngine(Engine):
             doing="reading",
             isolation="repeatable read",
             read_only=True,
-            timeout=SECONDS_MAX if is_long else None,
+            opening=schema.open_read(self._schema) + (_MAY_PAUSE if is_long else ""),
         ) as session:
             if is_long:
                 session.watch = self._watch()
-            session.execute(schema.begin_read(self._schema))
             yield session
 
     @contextlib.contextmanager
     def _writing(self, doing: str, *, alone: bool = False) -> Iterator[tuple[Session, int]]:
         """Begin a transaction that writes; gives how often series were removed."""
-        with self._database.transaction(doing=doing) as session:
-            cursor = session.execute(schema.begin_write(self._schema, self._oid, alone=alone))
-            while cursor.nextset():
-                pass
-            row = cursor.fetchone()
-            assert row is not None
-            yield session, int(row[0])
+        opening = schema.open_write(self._schema, self._oid, alone=alone)
+        with self._database.transaction(doing=doing, opening=opening) as session:
+            assert session.opened is not None
+            yield session, int(session.opened[0])

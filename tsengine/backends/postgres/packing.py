@@ -28,6 +28,9 @@ from tsengine.model import Int64Array, ValueArray, ValueKind, unpack_object
 COPY_ROWS: Final = 16_384
 """Rows of a block of COPY: 600 KiB, which bounds what a COPY of any length takes."""
 
+COPY_OBJECTS: Final = 256
+"""Likewise of objects, which may have 64 KiB each."""
+
 
 def int8s(numbers: Int64Array | Sequence[int]) -> BinaryArray:
     """Give int64[n] as a parameter."""
@@ -51,8 +54,9 @@ def parameters(rows: Rows) -> tuple[BinaryArray, BinaryArray, BinaryArray]:
 def copy_blocks(rows: Rows) -> Iterator[bytes]:
     """Give rows as COPY takes them, block by block."""
     yield HEADER
-    for first in range(0, len(rows), COPY_ROWS):
-        some = slice(first, first + COPY_ROWS)
+    step = COPY_OBJECTS if rows.kind is ValueKind.OBJECT else COPY_ROWS
+    for first in range(0, len(rows), step):
+        some = slice(first, first + step)
         series, timestamps, values = rows.series[some], rows.timestamps[some], rows.values[some]
         if rows.kind is ValueKind.OBJECT:
             keys = fixed_fields(series), fixed_fields(timestamps)

@@ -29,7 +29,7 @@ AHEAD: Final = 1
 _FEW: Final = 4
 """Partitions that a batch may span without a look at which of them it has rows in."""
 
-_LOCK_WAIT: Final = b"SET LOCAL lock_timeout = '200ms'"
+_LOCK_WAIT: Final = "SET LOCAL lock_timeout = '200ms'"
 """While one waits for its lock, all that come later wait behind it."""
 
 _AGAIN_SECONDS: Final = 10.0
@@ -113,9 +113,10 @@ class Partitions:
 
     def _call(self, statement: str, argument: object) -> bool:
         try:
-            with self._database.transaction(doing="making partitions") as session:
-                session.execute(schema.begin_read(self._schema))
-                session.execute(_LOCK_WAIT)
+            with self._database.transaction(
+                doing="making partitions",
+                opening=f"{schema.open_read(self._schema)}; {_LOCK_WAIT}",
+            ) as session:
                 session.execute(statement.encode(), (argument,))
         except AccessDeniedError:
             return True  # this user is never going to

@@ -7,7 +7,8 @@ as those of another. That is two to three times as fast as a row a point, by COP
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from tsengine.backends.postgres.catalogue import KIND_SHIFT, Catalogue, Resolved
 from tsengine.backends.postgres.packing import int8s, int64_column, value_column
@@ -15,14 +16,26 @@ from tsengine.backends.postgres.session import Session
 from tsengine.errors import CorruptionError
 from tsengine.model import DataPoint, Labels, SeriesBatch, ValueKind
 
-_TOGETHER: Final = 256
-"""Series of one statement: a round trip costs as much as reading ten short ones."""
 
-_FIRST_ROWS: Final = 4_096
-"""Rows of each that come with the others: a million points at most are held at once."""
+class _Pages(NamedTuple):
+    """How much is read at once.
 
-_PAGE_ROWS: Final = 65_536
-"""Rows of a page of one series: a megabyte."""
+    Attributes:
+        together: series of one statement: a round trip costs as much as reading ten short ones.
+        first: rows of each that come with the others.
+        rows: of each further page of one series.
+    """
+
+    together: int
+    first: int
+    rows: int
+
+
+_NUMBERS: Final = _Pages(256, 4_096, 65_536)
+"""A million points at most are held at once, 16 MB."""
+
+_OBJECTS: Final = _Pages(64, 64, 1_024)
+"""Of objects, which may have 64 KiB each, 256 MB at worst."""
 
 PACKED: Final = (
     "string_agg(int8send(time), '') AS times,"
@@ -30,8 +43,8 @@ PACKED: Final = (
     " string_agg(int4send(octet_length(object)), '')"
 )
 
-# A join to a subquery that names the outer row is a nested loop: series come in the order of
-# the array, and the rows of each in the order of the inner query.
+# A subquery that names the outer row is done for each of them: by its index, and no further than
+# its limit.
 _FIRST_PAGES: Final = (
     f"SELECT w.place - 1, a.* FROM unnest(%s) WITH ORDINALITY w(id, place) CROSS JOIN LATERAL"
     f" (SELECT {PACKED} FROM (SELECT time, value, integer, object FROM points"
@@ -43,7 +56,7 @@ _NEXT_PAGE: Final = (
     " WHERE series = %s AND time >= %s AND time <= %s ORDER BY time LIMIT %s) q"
 )
 
-_EDGES: Final = 10_000
+_EDGES: Final = 2_048
 """Series of one statement that asks for one row each."""
 
 _EDGE: Final = (
@@ -71,26 +84,35 @@ def scan(
         start: earliest timestamp.
         end: one past the latest, above `start`.
     """
-    for first in range(0, len(series), _TOGETHER):
-        some = Resolved(series.numbers[first : first + _TOGETHER])
-        yield from _scan_some(session, catalogue, some, start, end - 1)
+    first = 0
+    while first < len(series):
+        some, pages = Resolved(series.numbers[first : first + _NUMBERS.together]), _NUMBERS
+        if (some.numbers >> KIND_SHIFT == ValueKind.OBJECT).any():
+            some, pages = Resolved(some.numbers[: _OBJECTS.together]), _OBJECTS
+        yield from _scan_some(session, catalogue, some, start, end - 1, pages)
+        first += len(some)
 
 
 def _scan_some(
-    session: Session, catalogue: Catalogue, series: Resolved, start: int, last: int
+    session: Session,
+    catalogue: Catalogue,
+    series: Resolved,
+    start: int,
+    last: int,
+    pages: _Pages,
 ) -> Iterator[SeriesBatch]:
     cursor = session.cursor(binary=True)
-    cursor.execute(_FIRST_PAGES, (int8s(series.ids), start, last, _FIRST_ROWS))
-    pages = cursor.fetchall()
+    cursor.execute(_FIRST_PAGES, (int8s(series.ids), start, last, pages.first))
+    found = sorted(cursor.fetchall(), key=itemgetter(0))
     ids = series.ids.tolist()
-    names = catalogue.labels_of(session, [ids[place] for place, *_ in pages])
-    for (place, *packed), labels in zip(pages, names, strict=True):
+    names = catalogue.labels_of(session, [ids[place] for place, *_ in found])
+    for (place, *packed), labels in zip(found, names, strict=True):
         kind = ValueKind(int(series.numbers[place]) >> KIND_SHIFT)
         batch = _batch(labels, kind, packed)
         yield batch
-        rows_max = _FIRST_ROWS
+        rows_max = pages.first
         while len(batch) == rows_max and batch.timestamps[-1] < last:
-            rows_max = _PAGE_ROWS
+            rows_max = pages.rows
             cursor.execute(_NEXT_PAGE, (ids[place], int(batch.timestamps[-1]) + 1, last, rows_max))
             packed = list(cursor.fetchall()[0])
             if packed[0] is None:

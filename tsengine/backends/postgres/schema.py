@@ -239,7 +239,7 @@ def find(session: Session, schema: str) -> Found | None:
             f"the schema {schema!r} holds no store of tsengine but other tables, such as "
             f"{min(comments)!r}; give one that is empty or not there"
         )
-    session.execute(begin_read(schema))
+    session.execute(open_read(schema).encode())
     # By its full name: where a right is missing, that is said, and not that there is no table.
     row = session.execute(f"SELECT version FROM {quoted(schema)}.store").fetchone()
     if row is None:
@@ -273,7 +273,7 @@ def create(session: Session, schema: str, options: StoreOptions, partition_width
         there = session.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,))
         if not there.rowcount:  # IF NOT EXISTS asks for the right to create one all the same
             session.execute(f"CREATE SCHEMA {quoted(schema)}".encode())
-        session.execute(begin_read(schema))
+        session.execute(open_read(schema).encode())
     if found is not None and found.is_present:
         return found
     for migration in MIGRATIONS[0 if found is None else found.version :]:
@@ -291,23 +291,22 @@ def create(session: Session, schema: str, options: StoreOptions, partition_width
     return made
 
 
-def begin_read(schema: str) -> bytes:
-    """Give what begins a transaction that reads, or makes partitions."""
-    return f"SET LOCAL search_path = {quoted(schema)}, pg_temp".encode()
+def open_read(schema: str) -> str:
+    """Give what opens a transaction that reads, or makes partitions."""
+    # The server would compile what it takes for expensive, longer than most of it runs.
+    return f"SET LOCAL search_path = {quoted(schema)}, pg_temp; SET LOCAL jit = off"
 
 
-def begin_write(schema: str, oid: int, *, alone: bool = False) -> bytes:
-    """Give what begins a transaction that writes: it answers how often series were removed.
+def open_write(schema: str, oid: int, *, alone: bool = False) -> str:
+    """Give what opens a transaction that writes: it answers how often series were removed.
 
     The lock is shared by all who write points; who deletes has it alone. It is taken by a
     statement of its own, so that the next one sees what was committed before.
     """
     lock = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
     second = oid - 2**32 if oid >= 2**31 else oid  # an OID is unsigned, the key of a lock is not
-    return (
-        begin_read(schema)
-        + (f"; SELECT {lock}({LOCK_SPACE}, {second}); SELECT removals FROM store").encode()
-    )
+    take = f"SELECT {lock}({LOCK_SPACE}, {second})"
+    return f"{open_read(schema)}; {take}; SELECT removals FROM store"
 
 
 def _secure(session: Session, schema: str) -> None:

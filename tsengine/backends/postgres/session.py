@@ -128,9 +128,11 @@ class Session(psycopg.Connection[TupleRow]):
         watch: ends the waits of the present call; whoever borrows the session sets it. A wait
             that it ends, as any interrupt, closes the connection: the server notices by
             `client_connection_check_interval`, and rolls back.
+        opened: the first row of what the statements that opened its transaction answered.
     """
 
     watch: Watch = FOREVER
+    opened: TupleRow | None = None
 
     @classmethod
     def establish(cls, location: Location, watch: Watch) -> Self:

@@ -33,7 +33,7 @@ TYPES: Final = {
 INCOMING: Final = "tsengine_incoming"
 """Temporary tables that a large commit is copied into, one a kind; they go with it."""
 
-_NEGATIVE_ZERO: Final = r"'\x8000000000000000'"
+_NEGATIVE_ZERO: Final = "decode('8000000000000000', 'hex')"
 _OTHER_BYTES: Final = "float8send(points.value) <> float8send(excluded.value)"
 
 _WHERE: Final = {
@@ -68,15 +68,28 @@ _FLOAT_SUM: Final = (
 """8.98846567431158e307 is 2¹⁰²³, from which on the double of a float64 is none."""
 
 
+_SLOTS: Final = 64
+
+_NOTE_WRITE: Final = (
+    f"WITH noted AS (INSERT INTO writes VALUES (pg_backend_pid() %% {_SLOTS}, %s)"
+    " ON CONFLICT (slot) DO UPDATE"
+    " SET last_write = greatest(writes.last_write, excluded.last_write)) "
+)
+"""Two sessions share a slot in 64 cases; the second then waits for the commit of the first."""
+
+
 @functools.cache
-def insert(kind: ValueKind, policy: DuplicatePolicy, *, copied: bool) -> bytes:
+def insert(kind: ValueKind, policy: DuplicatePolicy, *, copied: bool, notes: bool) -> bytes:
     """Give the statement that stores rows, which come sorted by series and time, each key once.
 
     Args:
         kind: of the values.
         policy: of the store.
         copied: whether they are in the temporary table; else they are three arrays.
+        notes: whether it notes when that was, its first parameter, as the last of a commit does:
+            a statement of its own would cost a round trip.
     """
+    before = _NOTE_WRITE if notes else ""
     column = COLUMNS[kind]
     # A temporary table is read from its beginning to its end, never by several processes: rows
     # are locked in the order of their keys, as everybody locks them, without sorting again.
@@ -86,7 +99,7 @@ def insert(kind: ValueKind, policy: DuplicatePolicy, *, copied: bool) -> bytes:
         else "SELECT * FROM unnest(%s, %s, %s)"
     )
     return (
-        f"INSERT INTO points (series, time, {column}) {source}{_conflict(kind, policy)}"
+        f"{before}INSERT INTO points (series, time, {column}) {source}{_conflict(kind, policy)}"
     ).encode()
 
 

@@ -42,16 +42,11 @@ from tsengine.staging import kind_of_column, receipt_of
 UNNEST_ROWS_MAX: Final = 20_000
 """Rows up to which arrays are faster than COPY and its temporary table; see the design page."""
 
+UNNEST_BYTES_MAX: Final = 1 << 24
+"""Bytes of objects up to which they are sent as one array; the server takes a gigabyte."""
+
 _UPSERTS: Final = 64
 """Commits for which no rows are taken for new ones, after some were not."""
-
-_SLOTS: Final = 64
-
-_NOTE_WRITE: Final = (
-    f"INSERT INTO writes VALUES (pg_backend_pid() %% {_SLOTS}, %s) ON CONFLICT (slot) DO UPDATE"
-    " SET last_write = greatest(writes.last_write, excluded.last_write)"
-)
-"""Two writers have one slot in 64 cases; the second then waits for the first one's commit."""
 
 
 class Way(enum.Enum):
@@ -169,20 +164,21 @@ class Writer:
             if answered is not None:
                 return answered, _nothing
         numbered, learn = self._number(session, commit, removals)
-        rows = [
+        judged = [
             by_series(batch, kind, numbers, base).since(commit.horizon)
             for batch, kind, numbers, base in zip(
                 commit.batches, commit.kinds, numbered, commit.bases, strict=True
             )
         ]
+        rows = [one for one in judged if len(one)]
         if way is Way.ALONE:
-            self._store_alone(session, rows)
-        else:
-            for one in rows:
-                if len(one):
-                    self._store_beside_others(session, one, way)
-        if receipt.accepted:
-            session.execute(_NOTE_WRITE, (commit.now_ns,))
+            rows = self._with_stored(session, rows)
+        for place, one in enumerate(rows):
+            noted = commit.now_ns if place == len(rows) - 1 else None
+            if way is Way.ALONE:
+                self._insert(session, one, DuplicatePolicy.LAST, noted)
+            else:
+                self._store_beside_others(session, one, way, noted)
 
         def done() -> None:
             learn()
@@ -234,14 +230,16 @@ class Writer:
 
     # Points.
 
-    def _store_beside_others(self, session: Session, rows: Rows, way: Way) -> None:
+    def _store_beside_others(
+        self, session: Session, rows: Rows, way: Way, noted: int | None
+    ) -> None:
         policy, refuses = self._policy, _refuses(self._policy, rows.kind)
         try:
             folded = rows.folded(policy)
             appends = policy is DuplicatePolicy.ERROR or (
                 way is Way.APPEND and self._is_new(folded)
             )
-            self._insert(session, folded, DuplicatePolicy.ERROR if appends else policy)
+            self._insert(session, folded, DuplicatePolicy.ERROR if appends else policy, noted)
         except (DuplicatePointError, ValueOverflowError) as error:
             raise RepeatError(Way.ALONE) from error
         except psycopg.errors.UniqueViolation as error:
@@ -277,15 +275,13 @@ class Writer:
             self._newest = {}
         self._newest.update(zip(series, np.maximum(last, known).tolist(), strict=True))
 
-    def _store_alone(self, session: Session, rows: Sequence[Rows]) -> None:
+    def _with_stored(self, session: Session, rows: Sequence[Rows]) -> list[Rows]:
         """Fold rows with what is stored, here, where every offender can be named."""
         offenders: list[int] = []
         first: InvalidDataError | None = None
         merged: list[Rows] = []
         for one in rows:
-            if not len(one):
-                continue
-            both = _with_stored(session, one)
+            both = _stored_too(session, one)
             starts = distinct_starts(both.timestamps, both.series)
             if starts is None:
                 merged.append(both)
@@ -303,19 +299,23 @@ class Writer:
         if first is not None:
             first.indices = tuple(sorted(offenders))
             raise first
-        for one in merged:
-            self._insert(session, one, DuplicatePolicy.LAST)
+        return merged
 
-    def _insert(self, session: Session, rows: Rows, policy: DuplicatePolicy) -> None:
-        kind = rows.kind
-        if len(rows) <= UNNEST_ROWS_MAX:
-            session.execute(statements.insert(kind, policy, copied=False), parameters(rows))
+    def _insert(
+        self, session: Session, rows: Rows, policy: DuplicatePolicy, noted: int | None
+    ) -> None:
+        """Store rows; the last ones of a commit note when that was."""
+        kind, notes = rows.kind, noted is not None
+        before = () if noted is None else (noted,)
+        if _is_small(rows):
+            statement = statements.insert(kind, policy, copied=False, notes=notes)
+            session.execute(statement, (*before, *parameters(rows)))
             return
         session.execute(statements.create_incoming(kind))
         with session.cursor().copy(statements.copy_incoming(kind)) as copying:
             for block in copy_blocks(rows):
                 copying.write(block)
-        session.execute(statements.insert(kind, policy, copied=True))
+        session.execute(statements.insert(kind, policy, copied=True, notes=notes), before)
 
 
 def _nothing() -> None:
@@ -327,6 +327,13 @@ def _refuses(policy: DuplicatePolicy, kind: ValueKind) -> bool:
     return policy is DuplicatePolicy.ERROR or (
         policy is DuplicatePolicy.SUM and kind is ValueKind.INT
     )
+
+
+def _is_small(rows: Rows) -> bool:
+    """Whether rows are sent as arrays, and not copied."""
+    if len(rows) > UNNEST_ROWS_MAX:
+        return False
+    return rows.kind is not ValueKind.OBJECT or sum(map(len, rows.values)) <= UNNEST_BYTES_MAX
 
 
 def _series_starts(rows: Rows) -> Int64Array:
@@ -355,7 +362,7 @@ def _check_kinds(commit: Commit, numbered: Sequence[Int64Array]) -> None:
         raise ValueKindError(message, indices=wrong)
 
 
-def _with_stored(session: Session, rows: Rows) -> Rows:
+def _stored_too(session: Session, rows: Rows) -> Rows:
     """Give rows with those that are stored under their keys, whose places are -1, before them."""
     cursor = session.cursor(binary=True)
     cursor.execute(
