@@ -109,6 +109,8 @@ class Proxy:
             for side in select.select([client, server], [], [], 0.02)[0]:
                 data = side.recv(_CHUNK)
                 if not data:
+                    if is_swallowing and side is client:
+                        self._stopping.wait()  # the server is not told that the client is gone
                     return
                 if is_swallowing or self.fault == "black hole":
                     continue

@@ -146,6 +146,14 @@ def test_a_statement_can_be_cancelled(database: Database, connection: Connection
     )
     while connection.execute(there).fetchone() != (0,):
         pass
+    cancel.clear()
+    timer = threading.Timer(0.1, cancel.set)
+    timer.start()
+    with database.session(cancel=cancel) as session:
+        with pytest.raises(CancelledError):
+            session.execute("SELECT pg_sleep(600)")
+        assert session.closed  # what the server still sends is no answer to the next statement
+    timer.join()
     with database.transaction() as session:
         session.execute("SELECT 1")
 
@@ -157,8 +165,9 @@ def test_sessions_that_were_lost_are_replaced(database: Database, connection: Co
             backends = [one.info.backend_pid, other.info.backend_pid]
         for backend in backends:
             connection.execute("SELECT pg_terminate_backend(%s, 10000)", [backend])
-        with database.transaction() as session:
+        with database.session() as session:
             assert session.info.backend_pid not in backends
+            session.execute("SELECT 1")
 
 
 def test_a_loss_within_a_transaction_is_told(database: Database, connection: Connection) -> None:
