@@ -121,7 +121,8 @@ $(STAMPS)/installed: $(STAMPS)/wheel
 
 # Programs that tests of kills and full disks run, by Debian package. Where they are missing and
 # cannot be installed without a question, those tests are skipped and say so; in CI they fail.
-TOOLS := strace:strace mkfs.ext4:e2fsprogs eatmydata:eatmydata postgres:postgresql
+TOOLS := strace:strace mkfs.ext4:e2fsprogs eatmydata:eatmydata postgres:postgresql \
+	pgbouncer:pgbouncer
 
 # Debian's package would start a server of its own, which nobody here wants.
 NO_SERVER := /etc/postgresql-common/createcluster.d/tsengine.conf

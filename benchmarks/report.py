@@ -27,7 +27,9 @@ from benchmarks.figures_aggregation import (
 )
 from benchmarks.figures_aio import figure_11
 from benchmarks.figures_buffering import figure_9, figure_10
+from benchmarks.figures_bulk_upsert import figure_24
 from benchmarks.figures_pipeline import figure_12
+from benchmarks.figures_postgres import figure_20, figure_21, figure_22, figure_23
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
@@ -53,6 +55,11 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     15: figure_15,
     16: figure_16,
     17: figure_17,
+    20: figure_20,
+    21: figure_21,
+    22: figure_22,
+    23: figure_23,
+    24: figure_24,
 }
 
 

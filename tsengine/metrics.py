@@ -134,8 +134,8 @@ class BulkUpsertReport:
         inserted: rows that were not in the table, and are.
         updated: rows that were in the table with other values.
         unchanged: rows that were in the table as they are, or, where conflicts are ignored, with
-            their key; nothing was written.
-        folded: rows whose key another row of the same batch had too, and that gave way to it.
+            their key, one of the same call included; nothing was written.
+        folded: rows that gave way to a later row of the same batch with their key.
         unknown: rows of a batch whose commit was on its way when the connection was lost, and
             of which nobody could tell whether they are stored.
         batches: transactions that were committed.

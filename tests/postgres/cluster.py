@@ -87,6 +87,7 @@ class Cluster:
     Args:
         fsync: whether commits reach the disk, for tests that kill the server and for figures.
         settings: settings of the server, over the common ones.
+        parent: where its folder is made; by default where temporary files are.
 
     Attributes:
         folder: holds data, socket and log; belongs to the user whom the server runs as.
@@ -97,7 +98,14 @@ class Cluster:
 
     user: Final = "tsengine_admin"
 
-    def __init__(self, *, fsync: bool = False, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fsync: bool = False,
+        settings: Mapping[str, str] | None = None,
+        parent: Path | None = None,
+    ) -> None:
+        self._parent = parent
         self.settings = _COMMON | ({} if fsync else _FAST) | dict(settings or {})
         self.password = secrets.token_hex(12)
         self.port = 0
@@ -129,7 +137,7 @@ class Cluster:
         _sweep()
         self._bin = binaries()
         self._uid, self._gid = _server_user()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=self._parent))
         self.data = self.folder / "data"
         word = self.folder / "password"
         word.write_text(self.password)

@@ -162,6 +162,13 @@ def _listen() -> socket.socket:
         return listener
 
 
+def free_port() -> int:
+    """Choose a port that nobody listens on, below those that the kernel gives to clients."""
+    with _listen() as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def _reset(side: socket.socket) -> None:
     with contextlib.suppress(OSError):
         side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -78,9 +78,12 @@ def test_rows_and_counts_are_those_of_a_dictionary(
     for at in range(0, len(rows), batch_size):
         batch: dict[int, float | None] = {}
         for key, value in rows[at : at + batch_size]:
-            counts["folded"] += key in batch
-            if on_conflict == "update" or key not in batch:
+            if on_conflict == "update":
+                counts["folded"] += key in batch
                 batch[key] = value
+            else:
+                counts["unchanged"] += key in batch
+                batch.setdefault(key, value)
         for key, value in batch.items():
             if key not in there:
                 counts["inserted"] += 1
@@ -402,15 +405,23 @@ def test_arguments_that_make_no_sense_are_refused(
         ("public.nowhere", {}, r"give \(schema, name\)"),
         (("nowhere", "x"), {}, "no table"),
         ("pg_class", {}, "no column 'k'; it has"),
-        ("without_key", {}, "42P10"),
-        ("without_key", {"touch": ["x"]}, "42703"),
+        ("without_key", {}, "no unique index on just k"),
+        ("with_key", {"touch": ["x"]}, "42703"),
     ],
 )
 def test_a_table_that_is_not_as_needed_is_told(
     connection: Connection, name: Any, options: dict[str, Any], message: str
 ) -> None:
     """A missing table, column or unique index is an error that is not retried."""
-    connection.execute("CREATE TABLE IF NOT EXISTS without_key (k int)")
+    connection.execute("CREATE TABLE IF NOT EXISTS with_key (k int PRIMARY KEY)")
+    connection.execute("""
+        CREATE TABLE IF NOT EXISTS without_key (
+            k int, v int, UNIQUE (k, v), UNIQUE (k) DEFERRABLE
+        );
+        CREATE UNIQUE INDEX IF NOT EXISTS partial ON without_key (k) WHERE v > 0;
+        CREATE UNIQUE INDEX IF NOT EXISTS of_an_expression ON without_key ((k + 1));
+        CREATE INDEX IF NOT EXISTS not_unique ON without_key (k)
+    """)
     with pytest.raises(BulkUpsertError, match=message) as caught:
         bulk_upsert(connection, name, [{"k": 1}], key=["k"], **options)
     assert isinstance(caught.value.__cause__, SchemaError)
@@ -425,7 +436,10 @@ def test_no_rows_are_no_work(connection: Connection) -> None:
             assert bulk_upsert(connection, name, rows, key=["k"]).submitted == 0
 
 
-def test_writers_of_the_same_keys_do_not_deadlock(cluster: Cluster, connection: Connection) -> None:
+@pytest.mark.parametrize("on_conflict", ["update", "ignore"])
+def test_writers_of_the_same_keys_do_not_deadlock(
+    cluster: Cluster, connection: Connection, on_conflict: Any
+) -> None:
     """Writers with overlapping keys in any order wait for each other, and need no retry."""
     with table(connection, "k int PRIMARY KEY, v int") as name:
         reports: list[BulkUpsertReport] = []
@@ -441,6 +455,7 @@ def test_writers_of_the_same_keys_do_not_deadlock(cluster: Cluster, connection: 
                         rows,
                         columns=["k", "v"],
                         key=["k"],
+                        on_conflict=on_conflict,
                         policy=policy(max_retries=0),
                     )
                 )

@@ -16,6 +16,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Final
 
+import psycopg
+
 from tsengine.backends.postgres.connecting import Database
 from tsengine.backends.postgres.lending import ConnectionPool, ForeignConnection, Transactions
 from tsengine.backends.postgres.row_source import ArrowStream, Row, RowBatch, RowSource
@@ -40,6 +42,9 @@ logger = logging.getLogger("tsengine.bulk_upsert")
 
 BULK_POLICY: Final = RetryPolicy(deadline=None)
 """The policy of who gives none: as many retries as any, and as long as those last."""
+
+_CAREFUL_BATCHES: Final = 16
+"""For how many batches a call is careful after somebody else inserted a key at the same time."""
 
 _QUESTIONS_MIN: Final = 5
 """How often it is asked again what became of a transaction, at least: with the pauses of the
@@ -149,6 +154,7 @@ class _Call:
         self._progress = progress
         self._size = BatchSize(policy.batch_size, policy.min_batch_size)
         self._statements: Statements | None = None
+        self._careful = 0
         self.report = BulkUpsertReport(batch_size=self._size.points)
 
     def run(self, source: RowSource, upsert: Upsert) -> None:
@@ -211,10 +217,22 @@ class _Call:
             doing=f"describing table {self._upsert.table!r}",
         ) as session:
             upsert = self._upsert
-            return Statements(upsert, describe(session, upsert.table, upsert.columns))
+            table = describe(session, upsert.table, upsert.columns, upsert.key)
+            return Statements(upsert, table)
 
     def _attempt(self, statements: Statements, stream: bytes, rows: int) -> Landed:
-        """Store a batch in one transaction; what it came to."""
+        """Store a batch in one transaction, or two where others insert the same keys."""
+        self._careful = max(self._careful - 1, 0)
+        try:
+            return self._store(statements, stream, rows)
+        except DataRefusedError as error:
+            is_race = isinstance(error.__cause__, psycopg.errors.UniqueViolation)
+            if not (is_race and statements.may_race) or self._careful:
+                raise
+        self._careful = _CAREFUL_BATCHES
+        return self._store(statements, stream, rows)
+
+    def _store(self, statements: Statements, stream: bytes, rows: int) -> Landed:
         landed: Landed | None = None
         try:
             with self._transactions.transaction(
@@ -222,7 +240,7 @@ class _Call:
                 cancel=self._cancel,
                 doing=f"upserting {rows} rows into {self._upsert.table!r}",
             ) as session:
-                landed = statements.run(session, stream, rows)
+                landed = statements.run(session, stream, rows, careful=self._careful > 0)
         except CancelledError:
             if landed is not None:  # the commit was on its way, and the caller has no time
                 self._report(submitted=self.report.submitted + rows, unknown=rows)

@@ -24,6 +24,22 @@ _COLUMNS: Final = """
 """
 
 
+_HAS_KEY: Final = """
+    SELECT EXISTS (
+        SELECT FROM pg_index AS i
+        CROSS JOIN LATERAL (
+            SELECT array_agg(a.attname::text) AS names FROM pg_attribute AS a
+            WHERE a.attrelid = i.indrelid
+                AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+        ) AS k
+        WHERE i.indrelid = to_regclass(%s) AND i.indisunique AND i.indisvalid AND i.indimmediate
+            AND i.indpred IS NULL AND i.indexprs IS NULL
+            AND k.names @> %s::text[] AND k.names <@ %s::text[]
+    )
+"""
+"""What ON CONFLICT asks of an index: whole, on columns, and checked at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table.
@@ -81,11 +97,17 @@ def quoted_table(table: TableName) -> str:
     return quoted(table)
 
 
-def describe(session: Session, table: TableName, names: Sequence[str]) -> Table:
+def describe(session: Session, table: TableName, names: Sequence[str], key: Sequence[str]) -> Table:
     """Ask for a table and some of its columns.
 
+    Args:
+        session: in a transaction.
+        table: its name.
+        names: of the columns.
+        key: those among them that are to be unique.
+
     Raises:
-        SchemaError: there is no such table, or it has no such column.
+        SchemaError: there is no such table, or it has no such column or key.
     """
     rows = session.execute(_COLUMNS, [quoted_table(table)]).fetchall()
     there = {name: Column(name, oid, sql_type) for name, oid, sql_type, _ in rows}
@@ -96,5 +118,11 @@ def describe(session: Session, table: TableName, names: Sequence[str]) -> Table:
     if missing:
         raise SchemaError(
             f"table {table!r} has no column {missing[0]!r}; it has {', '.join(sorted(there))}"
+        )
+    found = session.execute(_HAS_KEY, [quoted_table(table), list(key), list(key)]).fetchone()
+    if found is None or not found[0]:
+        raise SchemaError(
+            f"table {table!r} has no unique index on just {', '.join(key)}; key= names the columns "
+            "of one, all of them, that is neither partial nor deferrable"
         )
     return Table(tuple(there[name] for name in names), is_partitioned=rows[0][3])

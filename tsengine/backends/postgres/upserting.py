@@ -14,7 +14,7 @@ What was inserted and what updated is counted by the statement itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from tsengine.backends.postgres.binary import HEADER, NULL, TRAILER, rows_of_fields
@@ -137,25 +137,32 @@ class Statements:
     Args:
         upsert: what is to be done.
         target: what the database says of the table, and of the columns of the rows.
+
+    Attributes:
+        may_race: whether somebody who inserts a key of ours at the same time makes `run` fail by
+            a unique violation, unless it is careful.
     """
 
     def __init__(self, upsert: Upsert, target: Table) -> None:
-        columns = target.columns
-        self._columns = columns
-        staged = [f"s{number}" for number in range(len(columns))]
-        definitions = ", ".join(
-            f"{name} {staged_type(column)}" for name, column in zip(staged, columns, strict=True)
-        )
-        self._prepare = f"{_PLANNING}; CREATE TEMP TABLE {_STAGED} ({definitions}) ON COMMIT DROP"
-        self._copy = f"COPY {_STAGED} FROM STDIN (FORMAT BINARY)"
-        self._upsert = _upsert_sql(upsert, target, staged)
-        self._insert = ""
-        if upsert.on_conflict == "update" and target.is_partitioned:
-            # What is new cannot be told from xmax there. It is inserted by itself, and counted;
-            # then it is there as it is, and the other statement passes over it.
-            new_ones = replace(upsert, on_conflict="ignore")
-            self._insert = _upsert_sql(new_ones, target, staged, newest="ctid DESC")
+        self._columns = target.columns
         self._key = [upsert.columns.index(name) for name in upsert.key]
+        parts = _Parts.of(upsert, target)
+        self._prepare = f"{_PLANNING}; CREATE TEMP TABLE {_STAGED} ({parts.staged}) ON COMMIT DROP"
+        self._copy = f"COPY {_STAGED} FROM STDIN (FORMAT BINARY)"
+        self._insert = ""
+        self.may_race = False
+        if upsert.on_conflict == "error":
+            self._upsert = parts.insert_all()
+        elif upsert.on_conflict == "ignore" or not upsert.update:
+            self._upsert = parts.insert_new("ctid", careful=False)
+            self._careful = parts.insert_new("ctid", careful=True)
+            self.may_race = True
+        else:
+            self._upsert = parts.upsert(is_partitioned=target.is_partitioned)
+            if target.is_partitioned:
+                # What is new cannot be told from xmax there. It is inserted by itself, and
+                # counted; then it is there as it is, and the other statement passes over it.
+                self._insert = parts.insert_new("ctid DESC", careful=True)
 
     def encode(self, batch: RowBatch, places: Sequence[int], *, is_arrow: bool) -> bytes:
         """Give the stream of a batch.
@@ -185,86 +192,136 @@ class Statements:
             raise
         return HEADER + rows_of_fields(fields) + TRAILER
 
-    def run(self, session: Session, stream: bytes, rows: int) -> Landed:
+    def run(self, session: Session, stream: bytes, rows: int, *, careful: bool) -> Landed:
         """Upsert a batch within a transaction that has begun.
 
         Args:
             session: in that transaction.
             stream: as `encode` gave it.
             rows: how many it holds.
+            careful: whether it waits for others who insert the same keys, which costs a third
+                more where `may_race`.
         """
         session.execute(self._prepare)
         cursor = session.cursor()
         with cursor.copy(self._copy) as copy:
             copy.write(stream)
-        new = session.execute(self._insert).fetchone() if self._insert else None
-        answer = session.execute(self._upsert).fetchone()
-        assert answer is not None  # it is an aggregate
-        inserted, updated, distinct, transaction, server = answer
-        return Landed(new[0] if new else inserted, updated, rows - distinct, transaction, server)
+        new = session.execute(self._insert).rowcount if self._insert else None
+        cursor = session.execute(self._careful if careful and self.may_race else self._upsert)
+        inserted, updated, distinct = cursor.rowcount, 0, rows
+        if cursor.description is not None:
+            answer = cursor.fetchone()
+            assert answer is not None  # it is an aggregate
+            inserted, updated, distinct = answer
+        identity = session.execute(_IDENTITY).fetchone()
+        assert identity is not None
+        if new is not None:
+            inserted = new
+        return Landed(inserted, updated, rows - distinct, *identity)
 
 
-def _upsert_sql(upsert: Upsert, target: Table, staged: Sequence[str], *, newest: str = "") -> str:
-    """Give the statement that brings staged rows into the table; see the module.
+_IDENTITY: Final = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text"
 
-    Args:
-        upsert: what is to be done.
-        target: the table.
-        staged: names of its columns among the staged rows.
-        newest: the order in which of staged rows with one key the first stays; by default what
-            fits `on_conflict`.
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The pieces that statements are made of, all quoted.
+
+    Attributes:
+        table: the table.
+        staged: definitions of the staged columns.
+        names: what is inserted.
+        values: from what, out of `given`.
+        given: what the staged columns are read as, cast where they came as text.
+        staged_key: the key among the staged columns.
+        key: the key, out of `given`.
+        conflict: the key, of the table.
+        same_key: whether a row `there` has the key.
+        update: of each column that is overwritten its name, and where it is in `given`.
+        touch: columns that are set to the time.
     """
-    columns = target.columns
-    table = quoted_table(upsert.table)
-    # The table may have columns of the same names, which would go before these.
-    place = {name: f"given.{at}" for name, at in zip(upsert.columns, staged, strict=True)}
-    key = ", ".join(place[name] for name in upsert.key)
-    staged_key = ", ".join(staged[upsert.columns.index(name)] for name in upsert.key)
-    casts = ", ".join(
-        name if staged_type(column) == column.sql_type else f"{name}::{column.sql_type} AS {name}"
-        for name, column in zip(staged, columns, strict=True)
-    )
-    names = ", ".join(quoted(name) for name in (*upsert.columns, *upsert.touch))
-    values = ", ".join((*place.values(), *("now()" for _ in upsert.touch)))
-    counted = (
-        "count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new), "
-        "(SELECT count(*) FROM given), "
-        "pg_current_xact_id()::text, pg_postmaster_start_time()::text FROM written"
-    )
-    if upsert.on_conflict == "error":
+
+    table: str
+    staged: str
+    names: str
+    values: str
+    given: str
+    staged_key: str
+    key: str
+    conflict: str
+    same_key: str
+    update: Sequence[tuple[str, str]]
+    touch: Sequence[str]
+
+    @classmethod
+    def of(cls, upsert: Upsert, target: Table) -> _Parts:
+        columns = target.columns
+        staged = {name: f"s{number}" for number, name in enumerate(upsert.columns)}
+        # The table may have columns of the same names, which would go before these.
+        given = {name: f"given.{at}" for name, at in staged.items()}
+        touch = [quoted(name) for name in upsert.touch]
+        return cls(
+            table=quoted_table(upsert.table),
+            staged=", ".join(f"{staged[each.name]} {staged_type(each)}" for each in columns),
+            names=", ".join([*map(quoted, upsert.columns), *touch]),
+            values=", ".join([*given.values(), *("now()" for _ in touch)]),
+            given=", ".join(
+                staged[each.name]
+                if staged_type(each) == each.sql_type
+                else f"{staged[each.name]}::{each.sql_type} AS {staged[each.name]}"
+                for each in columns
+            ),
+            staged_key=", ".join(staged[name] for name in upsert.key),
+            key=", ".join(given[name] for name in upsert.key),
+            conflict=", ".join(map(quoted, upsert.key)),
+            same_key=" AND ".join(f"there.{quoted(name)} = {given[name]}" for name in upsert.key),
+            update=[(quoted(name), given[name]) for name in upsert.update],
+            touch=touch,
+        )
+
+    def insert_all(self) -> str:
+        """Insert every row; a key that is there is an error."""
         return (
-            f"WITH given AS MATERIALIZED (SELECT {casts} FROM {_STAGED}), "
-            f"written AS (INSERT INTO {table} ({names}) SELECT {values} FROM given "
-            f"ORDER BY {key} RETURNING true AS is_new) SELECT {counted}"
+            f"INSERT INTO {self.table} ({self.names}) SELECT {self.values} "
+            f"FROM (SELECT {self.given} FROM {_STAGED}) AS given ORDER BY {self.key}"
         )
-    same_key = " AND ".join(f"there.{quoted(name)} = {place[name]}" for name in upsert.key)
-    new = "true"
-    if upsert.on_conflict == "ignore" or not upsert.update:
-        newest, passed, settle = newest or "ctid", same_key, "NOTHING"
-    else:
-        newest = "ctid DESC"
-        there, given, excluded = (
-            ", ".join(prefix + form for form in forms)
-            for prefix, forms in (
-                ("there.", [quoted(name) for name in upsert.update]),
-                ("", [place[name] for name in upsert.update]),
-                ("excluded.", [quoted(name) for name in upsert.update]),
-            )
+
+    def insert_new(self, winner: str, *, careful: bool) -> str:
+        """Insert the rows whose key is not there; of several with one key, one."""
+        settle = f" ON CONFLICT ({self.conflict}) DO NOTHING" if careful else ""
+        return (
+            f"INSERT INTO {self.table} ({self.names}) SELECT {self.values} "
+            f"FROM ({self._distinct(winner)}) AS given "
+            f"WHERE NOT EXISTS (SELECT FROM {self.table} AS there WHERE {self.same_key}) "
+            f"ORDER BY {self.key}{settle}"
         )
+
+    def upsert(self, *, is_partitioned: bool) -> str:
+        """Insert or overwrite; tell how many rows were new, overwritten, and of different keys."""
+        there = ", ".join(f"there.{name}" for name, _ in self.update)
+        given = ", ".join(place for _, place in self.update)
+        excluded = ", ".join(f"excluded.{name}" for name, _ in self.update)
+        changes = [f"{name} = excluded.{name}" for name, _ in self.update]
+        changes += [f"{name} = now()" for name in self.touch]
+        # A row that was overwritten carries the lock that was taken for it.
+        is_new = "false" if is_partitioned else "there.xmax = 0"
         # *= compares the bytes, and takes NULLs for equal: −0 is not 0, and a type need not
         # have an operator =. Without the cast it would be applied column by column.
-        passed = f"{same_key} AND ROW({there})::record *= ROW({given})::record"
-        changes = [f"{quoted(name)} = excluded.{quoted(name)}" for name in upsert.update]
-        changes += [f"{quoted(name)} = now()" for name in upsert.touch]
-        differs = f"ROW({there})::record *<> ROW({excluded})::record"
-        settle = f"UPDATE SET {', '.join(changes)} WHERE {differs}"
-        # A row that was overwritten carries the lock that was taken for it.
-        new = "false" if target.is_partitioned else "there.xmax = 0"
-    conflict = ", ".join(quoted(name) for name in upsert.key)
-    return (
-        f"WITH given AS MATERIALIZED (SELECT DISTINCT ON ({staged_key}) {casts} FROM {_STAGED} "
-        f"ORDER BY {staged_key}, {newest}), "
-        f"written AS (INSERT INTO {table} AS there ({names}) SELECT {values} FROM given "
-        f"WHERE NOT EXISTS (SELECT FROM {table} AS there WHERE {passed}) ORDER BY {key} "
-        f"ON CONFLICT ({conflict}) DO {settle} RETURNING {new} AS is_new) SELECT {counted}"
-    )
+        return (
+            f"WITH given AS MATERIALIZED ({self._distinct('ctid DESC')}), "
+            f"written AS (INSERT INTO {self.table} AS there ({self.names}) "
+            f"SELECT {self.values} FROM given WHERE NOT EXISTS ("
+            f"SELECT FROM {self.table} AS there WHERE {self.same_key} "
+            f"AND ROW({there})::record *= ROW({given})::record) ORDER BY {self.key} "
+            f"ON CONFLICT ({self.conflict}) DO UPDATE SET {', '.join(changes)} "
+            f"WHERE ROW({there})::record *<> ROW({excluded})::record "
+            f"RETURNING {is_new} AS is_new) "
+            "SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new), "
+            "(SELECT count(*) FROM given) FROM written"
+        )
+
+    def _distinct(self, winner: str) -> str:
+        return (
+            f"SELECT DISTINCT ON ({self.staged_key}) {self.given} FROM {_STAGED} "
+            f"ORDER BY {self.staged_key}, {winner}"
+        )
