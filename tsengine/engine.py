@@ -27,6 +27,7 @@ from tsengine.errors import (
     ReadOnlyError,
     StoreInUseError,
     StoreInUseTimeoutError,
+    UnknownOptionError,
     UnsavedPointsError,
     UnsupportedError,
 )
@@ -42,6 +43,7 @@ from tsengine.model import (
     SeriesBatch,
     TimestampLike,
     ValueKind,
+    WideBatch,
     WriteReceipt,
     check_label_text,
     check_producer,
@@ -54,6 +56,17 @@ from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, classify
 from tsengine.selectors import Selector, SelectorLike, to_selector
 from tsengine.staging import Staging, in_callers_order, judge_point
+from tsengine.tables import (
+    POINTS_MAX,
+    Batch,
+    LabelColumns,
+    ValueColumns,
+    form_of,
+    open_table,
+    stage,
+    write_table,
+    write_wide,
+)
 from tsengine.waiting import Patience
 
 
@@ -303,6 +316,13 @@ class Engine(WriteBufferHandler):
                 likewise (`staging.merge_groups` raises both). Nothing is stored then.
         """
 
+    def _commit_wide(self, batch: WideBatch) -> WriteReceipt:
+        """Store series that share their timestamps, which strictly increase; as `_commit`.
+
+        Overridden where a backend can sort, judge or encode a column of times once for all.
+        """
+        return self._commit([batch.grouped()], None)
+
     @abstractmethod
     def _kind(self, labels: Labels) -> ValueKind | None:
         """Primitive: give the kind of a series, None where it is not in the store."""
@@ -443,6 +463,77 @@ class Engine(WriteBufferHandler):
         staging = self._new_staging()
         staging.add_batch(grouped)
         return self._commit_staging(staging, None)
+
+    def write_table(
+        self,
+        table: object,
+        *,
+        time: str | None = None,
+        labels: LabelColumns | None = None,
+        values: ValueColumns | None = None,
+        shared_labels: Mapping[str, str] | None = None,
+        skip_nan: bool = False,
+        points_max: int = POINTS_MAX,
+    ) -> WriteReceipt:
+        """Store the rows of a table: a frame, what offers Arrow's interfaces, or a mapping.
+
+            engine.write_table(frame)                 # whatever QueryResult.to_…() gives
+            engine.write_table(frame, time="when", labels=["room"], values="temperature")
+            engine.write_table(frame, shared_labels={"host": "web-1"})  # a series per column
+
+        In a **long** table, for which `values` is one column, each row is a point. In a **wide**
+        one, with several, each cell is, and each column a series for each set of labels. What is
+        not said is as `QueryResult` gives it: a table with a column `value` is long, and its
+        other columns are labels; any other is wide, its columns named by series ID or metric.
+
+        It goes in parts, each one atomic commit, of `points_max` points at most: at any size in
+        bounded memory. A table of one part is stored as a whole or not at all.
+
+        Args:
+            table: a pandas or polars frame, whatever offers the Arrow interfaces (a stream is
+                read once), or a mapping of names to arrays and lists.
+            time: the column of times: timestamps of any unit and zone (without one: UTC), or
+                integer nanoseconds; in any order. `timestamp` where not given, or else the index
+                of a frame where that holds times.
+            labels: the columns of labels, text, null where a row has no such label; or a mapping
+                of columns to labels. In a long table all other columns where not given, in a
+                wide one none.
+            values: the columns of values: one, for a long table; several, or a mapping of each
+                to what its series are: a metric, a series ID, `Labels`, or a mapping of labels,
+                to which come those of the row. A column is named like its metric or series ID
+                where nothing else is said, but `value` says nothing.
+            shared_labels: labels that all series have beside these.
+            skip_nan: whether a NaN is no row, as frames often mean it; else it is stored. A null
+                is no row in a wide table, and an error in a long one.
+            points_max: most points of a commit; a long table takes 524,288 rows at most.
+
+        Returns:
+            The receipt. Its indices are rows of a long table; of a wide one cells, counted row by
+            row over the columns of values.
+
+        Raises:
+            BatchShapeError: columns are missing, or serve two ends.
+            InvalidDataError: some points are not valid; `indices` are rows of the table. Nothing
+                was stored.
+            StorageError: the commit failed.
+            PartialWriteError: one of these, or the table's own error, came behind the first
+                part, and the parts before it are stored.
+            MissingDependencyError: what reads such a table is not installed.
+        """
+        self._check_writable()
+        if points_max < 1:
+            raise UnknownOptionError(f"points_max is at least 1, not {points_max!r}")
+        opened = open_table(table)
+        form = form_of(
+            opened.columns,
+            index=opened.index,
+            time=time,
+            labels=labels,
+            values=values,
+            shared_labels=shared_labels,
+            skip_nan=skip_nan,
+        )
+        return write_table(self._write_batches, opened, form, points_max)
 
     def delete(
         self,
@@ -808,6 +899,17 @@ class Engine(WriteBufferHandler):
             if positions is not None:
                 error.indices = tuple(sorted(positions[list(error.indices)].tolist()))
             raise
+
+    def _write_batches(self, batches: Sequence[Batch]) -> WriteReceipt:
+        """Store batches in one commit; indices are points over them in their order."""
+        if len(batches) == 1 and isinstance(batches[0], WideBatch):
+            self._check_writable()
+            receipt = write_wide(batches[0], self.rules, self._commit_wide)
+            if receipt is not None:
+                return receipt
+        staging = self._new_staging()
+        stage(staging, batches)
+        return self._commit_staging(staging, None)
 
     def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
         """Aggregate over the scan; a backend may do better. The range is never empty."""
