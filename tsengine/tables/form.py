@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -170,14 +171,15 @@ def _labels_of(given: str | Labels | Mapping[str, str]) -> Mapping[str, str]:
 def _check(form: Form, columns: Sequence[str]) -> None:
     if not form.values and (form.labels or len(columns) > 1):
         raise BatchShapeError(f"a table has columns of values; this one has {list(columns)}")
-    used = [form.time, *form.labels, *form.columns]
-    for name in used:
-        if list(columns).count(name) != 1:
-            what = "no column" if name not in columns else "two columns"
+    used = Counter([form.time, *form.labels, *form.columns])
+    there = Counter(columns)
+    for name, uses in used.items():
+        if there[name] != 1:
+            what = "no column" if name not in there else "two columns"
             raise BatchShapeError(
                 f"the table has {what} {name!r}, and one is to be read; it has {list(columns)}"
             )
-        if used.count(name) > 1:
+        if uses > 1:
             raise BatchShapeError(f"column {name!r} is asked for as two of time, labels, values")
     named = [*form.labels.values(), *form.shared]
     if len(set(named)) < len(named):
