@@ -109,6 +109,21 @@ def test_times_of_any_unit_and_zone_are_the_same_moment(
             assert other.latest("a")[0].timestamp == _T
 
 
+@pytest.mark.parametrize("values", ["a", ["a"]])
+def test_times_may_be_what_timestamp_takes(engine: MemoryEngine, values: Any) -> None:
+    """Text and moments with a zone are times in either form; a naive moment is none."""
+    aware = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    table = {"timestamp": ["2026-01-01T00:00:01Z", aware], "a": [1.5, 2.5]}
+    for given_table in (table, pd.DataFrame(table, dtype=object)):
+        engine.write_table(given_table, values=values, labels=[])
+        start = tsengine.timestamp(aware)
+        assert rows(engine) == {"a": [(start, 2.5), (start + 10**9, 1.5)]}
+    table["timestamp"] = [aware, dt.datetime(2026, 1, 1)]
+    with pytest.raises(TimestampError) as caught:
+        engine.write_table(table, values=values, labels=[])
+    assert caught.value.indices == (1,)
+
+
 @pytest.mark.parametrize(
     ("times", "indices"),
     [

@@ -492,9 +492,9 @@ class Engine(WriteBufferHandler):
         Args:
             table: a pandas or polars frame, whatever offers the Arrow interfaces (a stream is
                 read once), or a mapping of names to arrays and lists.
-            time: the column of times: timestamps of any unit and zone (without one: UTC), or
-                integer nanoseconds; in any order. `timestamp` where not given, or else the index
-                of a frame where that holds times.
+            time: the column of times: timestamps of any unit and zone (without one: UTC),
+                integer nanoseconds, or what `tsengine.timestamp` takes; in any order.
+                `timestamp` where not given, or else the index of a frame where that holds times.
             labels: the columns of labels, text, null where a row has no such label; or a mapping
                 of columns to labels. In a long table all other columns where not given, in a
                 wide one none.

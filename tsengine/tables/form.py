@@ -30,7 +30,11 @@ class ValueColumn:
     """A column of values, and the labels that its series have by it."""
 
     name: str
-    labels: Mapping[str, str]
+    labels: Labels
+
+    def series(self, shared: Mapping[str, str]) -> Labels:
+        """Give the series of the column where rows have no labels of their own."""
+        return Labels({**shared, **self.labels}) if shared else self.labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ def _value_columns(values: ValueColumns, *, is_named: bool) -> list[ValueColumn]
     if isinstance(values, str):
         # The value of a long table: its column says the metric, unless a label does.
         is_plain = is_named or values == VALUE
-        return [ValueColumn(values, {} if is_plain else _labels_of(values))]
+        return [ValueColumn(values, Labels() if is_plain else _labels_of(values))]
     if isinstance(values, Mapping):
         return [ValueColumn(name, _labels_of(given)) for name, given in values.items()]
     if is_named:
@@ -149,7 +153,7 @@ def _value_columns(values: ValueColumns, *, is_named: bool) -> list[ValueColumn]
     return [ValueColumn(name, _labels_of(name)) for name in _texts(values, "values")]
 
 
-def _labels_of(given: str | Labels | Mapping[str, str]) -> Mapping[str, str]:
+def _labels_of(given: str | Labels | Mapping[str, str]) -> Labels:
     """Give the labels that a text, a series ID or a metric name, or a mapping stands for."""
     if not isinstance(given, str):
         return Labels(given)
@@ -184,12 +188,12 @@ def _check(form: Form, columns: Sequence[str]) -> None:
     named = [*form.labels.values(), *form.shared]
     if len(set(named)) < len(named):
         raise BatchShapeError(f"two columns of a table hold the same label: {named}")
-    series = set()
+    series: set[Labels] = set()
     for column in form.values:
         if both := set(column.labels) & set(named):
             raise BatchShapeError(
                 f"column {column.name!r} gives its series the label {min(both)!r}, and so do others"
             )
-        series.add(tuple(sorted(column.labels.items())))
+        series.add(column.labels)
     if len(series) < len(form.values):
         raise BatchShapeError(f"two of the columns {form.columns} make the same series")

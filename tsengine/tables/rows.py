@@ -19,8 +19,10 @@ from tsengine.model import (
     Int64Array,
     Labels,
     PointLike,
+    TimestampLike,
     ValueArray,
     WideBatch,
+    timestamp,
     timestamp_array,
 )
 from tsengine.tables.form import LONG_ROWS_MAX, VALUE, Form, form_of
@@ -60,7 +62,7 @@ def table_batches(table: object) -> Iterator[GroupedBatch | list[PointLike]]:
     opened = open_table(table)
     form = form_of(opened.columns, index=opened.index, values=VALUE)
     for part in opened.parts(LONG_ROWS_MAX, False):
-        for piece in pieces_of(part, form):
+        for piece in _long(part, form, *_series(part, form, {})):
             yield cast("GroupedBatch | list[PointLike]", piece.batch)  # as it is long
 
 
@@ -69,16 +71,19 @@ def pieces_of(part: Part, form: Form) -> Iterator[Piece]:
 
     Raises:
         TimestampError: in a wide table a time is null or none; `indices` are cells.
-        LabelsError: in a wide table a row has labels that are none; `indices` are cells.
+        LabelsError: a row has labels that are none; `indices` are cells.
     """
     if form.is_long:
-        return _long(part, form)
+        ranks, labels = _series(part, form, form.values[0].labels)
+        _check_labels(form, ranks, labels, 0)
+        return _long(part, form, ranks, labels)
     return _wide(part, form) if form.values else iter(())
 
 
-def _long(part: Part, form: Form) -> Iterator[Piece]:
-    ranks, labels = _series(part, form, form.values[0].labels)
+def _long(part: Part, form: Form, ranks: Int64Array, labels: Sequence[object]) -> Iterator[Piece]:
     times = part.moments(form.time)
+    if isinstance(times, list):
+        times = _converted(times)
     cells = part.cells(form.values[0].name)
     kept = _kept(Cells(cells.values, None), form)  # a null is told of and not left out
     if kept is not None:
@@ -112,6 +117,18 @@ def _long(part: Part, form: Form) -> Iterator[Piece]:
         yield Piece(points, _shifted(rows, start))  # type: ignore[arg-type]  # judged by the target
 
 
+def _converted(moments: list[object]) -> Int64Array | list[object]:
+    """Convert what `timestamp` takes; what it does not is left for the judge of points."""
+    try:
+        return timestamp_array(moments)
+    except InvalidDataError as error:
+        wrong = set(error.indices)
+    return [
+        moment if row in wrong else timestamp(cast("TimestampLike", moment))
+        for row, moment in enumerate(moments)
+    ]
+
+
 def _shifted(rows: Int64Array, start: int) -> Callable[[Int64Array], Int64Array]:
     return lambda positions: rows[start + positions]
 
@@ -126,7 +143,7 @@ def _wide(part: Part, form: Form) -> Iterator[Piece]:
     if form.labels:
         yield from _labelled(part, form, times)
         return
-    names = [Labels({**form.shared, **column.labels}) for column in form.values]
+    names = [column.series(form.shared) for column in form.values]
     matrix = None if form.skip_nan else part.matrix(form.columns)
     if matrix is not None:
         wide = WideBatch(names, times, _series_major(matrix))
@@ -183,13 +200,7 @@ def _labelled(part: Part, form: Form, times: Int64Array) -> Iterator[Piece]:
     count = len(form.values)
     for place, column in enumerate(form.values):
         ranks, labels = _series(part, form, column.labels)
-        wrong = [rank for rank, made in enumerate(labels) if type(made) is not Labels]
-        if wrong:
-            rows = np.flatnonzero(np.isin(ranks, wrong))
-            raise LabelsError(
-                f"labels are text, and some are needed; row {rows[0]} has {labels[wrong[0]]!r}",
-                indices=(rows * count + place).tolist(),
-            )
+        _check_labels(form, ranks, labels, place)
         cells = part.cells(column.name)
         kept = _kept(cells, form)
         rows = np.arange(len(ranks)) if kept is None else np.flatnonzero(kept)
@@ -203,6 +214,24 @@ def _labelled(part: Part, form: Form, times: Int64Array) -> Iterator[Piece]:
         )
         if len(rows):
             yield Piece(batch, _scaled(rows, count, place))
+
+
+def _check_labels(form: Form, ranks: Int64Array, labels: Sequence[object], place: int) -> None:
+    """Check that the labels of rows are some.
+
+    Raises:
+        LabelsError: `indices` are the cells of a column of values.
+    """
+    wrong = [rank for rank, made in enumerate(labels) if type(made) is not Labels]
+    if not wrong:
+        return
+    rows = np.flatnonzero(np.isin(ranks, wrong))
+    raise LabelsError(
+        f"columns {list(form.labels)} are read as labels, which are text, and at least one; row "
+        f"{rows[0]} has {labels[int(ranks[rows[0]])]!r}; name other columns by labels=, or leave "
+        "the rows out",
+        indices=(rows * len(form.values) + place).tolist(),
+    )
 
 
 def _scaled(rows: Int64Array, count: int, place: int) -> Callable[[Int64Array], Int64Array]:
