@@ -20,6 +20,7 @@ import tsengine
 from tsengine import Labels, PartialWriteError, TimestampError, WriteReceipt, aio
 from tsengine.backends.memory import MemoryEngine
 from tsengine.errors import BatchShapeError, LabelsError, UnknownOptionError, ValueKindError
+from tsengine.tables.rows import _numbered
 from tsengine.testing.compare import assert_rows, rows_of
 from tsengine.testing.strategies import SPECIAL_FLOATS
 
@@ -60,6 +61,14 @@ def test_copy_and_write_table_agree(data: st.DataObject) -> None:
 
 def _column(values: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[Any]]:
     return st.lists(values, min_size=count, max_size=count)
+
+
+@given(numbers=st.lists(st.integers(0, 3_000), max_size=20))
+def test_numbers_far_and_near_are_told_alike(numbers: list[int]) -> None:
+    """Series are numbered by sorting or by looking up, with one outcome."""
+    distinct, places = _numbered(np.array(numbers, np.int64))
+    assert distinct.tolist() == sorted(set(numbers))
+    assert [distinct[place] for place in places] == numbers
 
 
 @pytest.mark.parametrize("layout", ["columns", "rows", "parts"])
