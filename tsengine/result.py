@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Reversible, Sequence
+from collections.abc import Collection, Iterable, Iterator, Reversible, Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -161,3 +161,27 @@ class QueryResult(Collection[SeriesBatch], Reversible[SeriesBatch]):
             MissingDependencyError: arro3 is not installed.
         """
         return long_stream(self._batches).__arrow_c_stream__(requested_schema)
+
+
+def joined_series(batches: Iterable[SeriesBatch]) -> list[SeriesBatch]:
+    """Join neighbouring batches of one series, as a scan gives them."""
+    joined: list[SeriesBatch] = []
+    pieces: list[SeriesBatch] = []
+    for batch in batches:
+        if pieces and pieces[0].labels is not batch.labels:
+            joined.append(_join_pieces(pieces))
+            pieces = []
+        pieces.append(batch)
+    if pieces:
+        joined.append(_join_pieces(pieces))
+    return joined
+
+
+def _join_pieces(pieces: Sequence[SeriesBatch]) -> SeriesBatch:
+    if len(pieces) == 1:
+        return pieces[0]
+    return SeriesBatch(
+        pieces[0].labels,
+        np.concatenate([piece.timestamps for piece in pieces]),
+        np.concatenate([piece.values for piece in pieces]),
+    )
