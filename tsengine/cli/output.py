@@ -1,0 +1,131 @@
+"""Output: rows as a table, CSV or JSON, the same columns in each, streamed.
+
+A format that is not asked for is `table` where stdout is a terminal, and `csv` elsewhere.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Final, TextIO, TypeAlias
+
+from tsengine.cli.texts import json_text, printable
+
+TABLE_ROWS_AHEAD: Final = 1_000
+"""Rows that a table looks at for the width of its columns; later ones may stand out."""
+
+_PLAIN: Final = re.compile(r'[^",\r\n]*\Z')
+
+
+class Format(enum.StrEnum):
+    """What rows look like."""
+
+    TABLE = "table"
+    """Columns side by side, for people."""
+    CSV = "csv"
+    """UTF-8, a head with the names of the columns, lines that end in a line feed."""
+    JSON = "json"
+    """One array of objects, one object a line."""
+    JSONL = "jsonl"
+    """JSON lines: one object a line, and nothing around them."""
+
+
+Cell: TypeAlias = "str | int | float | JsonCell | None"
+
+
+class JsonCell:
+    """A cell whose JSON is no text: a value of a series.
+
+    Args:
+        value: as Python has it.
+        text: as CSV and tables have it.
+    """
+
+    __slots__ = ("text", "value")
+
+    def __init__(self, value: object, text: str) -> None:
+        self.value = value
+        self.text = text
+
+
+Row: TypeAlias = "Sequence[Cell]"
+
+
+def default_format(stream: TextIO) -> Format:
+    """Give the format of output that goes there."""
+    return Format.TABLE if stream.isatty() else Format.CSV
+
+
+def write_rows(
+    columns: Sequence[str],
+    rows: Iterable[Row],
+    form: Format | None = None,
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Write rows to stdout, or another stream, as they come.
+
+    Args:
+        columns: names, distinct.
+        rows: of a cell for each column.
+        form: what they look like; None for what suits the stream.
+        stream: where to; stdout where not given.
+
+    Raises:
+        BrokenPipeError: the reader has gone.
+    """
+    out = sys.stdout if stream is None else stream
+    chosen = default_format(out) if form is None else form
+    if chosen is Format.TABLE:
+        _write_table(columns, rows, out)
+    elif chosen is Format.CSV:
+        for texts in chain([columns], map(_texts, rows)):
+            out.write(",".join(map(_quoted, texts)) + "\n")
+    else:
+        _write_json(columns, rows, out, is_array=chosen is Format.JSON)
+    out.flush()
+
+
+def _texts(row: Row) -> list[str]:
+    return [_text(cell) for cell in row]
+
+
+def _quoted(text: str) -> str:
+    """Give a field of CSV; by hand, since csv.writer leaves a lone carriage return unquoted."""
+    return text if _PLAIN.match(text) else '"' + text.replace('"', '""') + '"'
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, JsonCell):
+        return cell.text
+    return "" if cell is None else str(cell)
+
+
+def _write_json(
+    columns: Sequence[str], rows: Iterable[Row], out: TextIO, *, is_array: bool
+) -> None:
+    keys = [json.dumps(name, ensure_ascii=False) + ": " for name in columns]
+    before = "[\n" if is_array else ""
+    for row in rows:
+        cells = (key + json_text(_value(cell)) for key, cell in zip(keys, row, strict=True))
+        out.write(f"{before}{{{', '.join(cells)}}}" + ("" if is_array else "\n"))
+        before = ",\n" if is_array else ""
+    if is_array:
+        out.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _value(cell: Cell) -> object:
+    return cell.value if isinstance(cell, JsonCell) else cell
+
+
+def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> None:
+    source: Iterator[list[str]] = ([printable(text) for text in _texts(row)] for row in rows)
+    ahead = list(islice(source, TABLE_ROWS_AHEAD))
+    widths = [max(map(len, column)) for column in zip(columns, *ahead, strict=True)]
+    for row in chain([list(columns)], ahead, source):
+        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        out.write("  ".join(cells).rstrip() + "\n")
