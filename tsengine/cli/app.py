@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Final
 
 import click
 
 from tsengine import __version__
+from tsengine.cli.aggregate import aggregate
+from tsengine.cli.copying import copy, verify
+from tsengine.cli.delete import delete
+from tsengine.cli.demo import demo
 from tsengine.cli.failures import end
+from tsengine.cli.plot import plot
 from tsengine.cli.query import query
+from tsengine.cli.series import labels, series
+from tsengine.cli.stats import stats
+from tsengine.cli.texts import without_secrets
+from tsengine.cli.upkeep import check, compact, snapshot
 
-COMMANDS: Final[tuple[click.Command, ...]] = (query,)
+COMMANDS: Final[tuple[click.Command, ...]] = (
+    aggregate,
+    check,
+    compact,
+    copy,
+    delete,
+    demo,
+    labels,
+    plot,
+    query,
+    series,
+    snapshot,
+    stats,
+    verify,
+)
 
 
 class App(click.Group):
@@ -35,7 +59,7 @@ class App(click.Group):
     epilog="""\b
 Exit codes:
   0    done
-  1    the answer is no: stores differ, stored bytes are damaged
+  1    the answer is no: stores differ, stored bytes are damaged, you said no
   2    what was asked makes no sense, or is not possible so
   3    it could not be done: no such store, in use, disk full
   70   a bug in tsengine
@@ -65,7 +89,9 @@ def run() -> int:
     try:
         code = app.main(prog_name="tsengine", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        click.echo(without_secrets(told.getvalue()), err=True, nl=False)  # it may quote a URL
         return error.exit_code
     except click.Abort:
         return 130

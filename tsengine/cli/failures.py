@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from tsengine.cli.texts import printable
+from tsengine.cli.texts import printable, without_secrets
 from tsengine.errors import (
     CancelledError,
     ConfigurationError,
@@ -21,7 +21,6 @@ from tsengine.errors import (
     InvalidQueryError,
     LifecycleError,
     StoreInUseError,
-    StorePathError,
     TsEngineError,
 )
 
@@ -31,8 +30,9 @@ class ExitCode(enum.IntEnum):
 
     DONE = 0
     """It did what was asked; also where the reader of its output wanted no more of it."""
-    DIFFERENT = 1
-    """The answer is no: stores differ, or stored bytes are damaged."""
+    NO = 1
+    """The answer is no: stores differ, stored bytes are damaged, points were rejected, or whoever
+    was asked said so."""
     USAGE = 2
     """What was asked makes no sense, or is not possible as it was asked; nothing was done."""
     FAILED = 3
@@ -44,8 +44,8 @@ class ExitCode(enum.IntEnum):
 
 
 HINTS: Final[tuple[tuple[type[TsEngineError], str], ...]] = (
+    (CopyError, "a copy with --producer goes on from there when the same command is run again"),
     (StoreInUseError, "commands that only read work beside a writer; this one writes"),
-    (StorePathError, "a store is named by a URL such as lmdb:///var/lib/app/metrics"),
 )
 """What helps at an error, besides its message."""
 
@@ -57,7 +57,7 @@ def exit_code(error: BaseException) -> ExitCode:
     if isinstance(error, BrokenPipeError):
         return ExitCode.DONE
     if isinstance(error, (DifferenceError, CorruptionError)):
-        return ExitCode.DIFFERENT
+        return ExitCode.NO
     if isinstance(error, (InvalidQueryError, ConfigurationError, InvalidDataError, LifecycleError)):
         return ExitCode.USAGE
     if isinstance(error, (TsEngineError, OSError, MemoryError)):
@@ -77,10 +77,6 @@ def message(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     text = str(error)
-    if isinstance(error, CopyError) and error.__cause__ is not None:
-        cause = str(error.__cause__)
-        if cause and cause not in text:
-            text = f"{text}: {cause}"
     for kind, hint in HINTS:
         if isinstance(error, kind):
             return f"{text}\nhint: {hint}"
@@ -96,7 +92,8 @@ def end(error: BaseException) -> click.exceptions.Exit:
     if isinstance(error, BrokenPipeError):
         _forget_output()
     elif code is ExitCode.BUG:
-        traceback.print_exception(error)
+        told = "".join(traceback.format_exception(error))
+        click.echo(without_secrets(told), err=True, nl=False)
         click.echo("This is a bug in tsengine; please report it with the lines above.", err=True)
     else:
         complain(message(error))
@@ -105,11 +102,16 @@ def end(error: BaseException) -> click.exceptions.Exit:
 
 def complain(text: str) -> None:
     """Write a message to stderr; what it quotes cannot steer the terminal."""
-    lines = [printable(line) for line in text.splitlines()]
+    lines = [printable(line) for line in without_secrets(text).splitlines()]
     try:
         click.echo("\n".join([f"tsengine: {lines[0] if lines else 'error'}", *lines[1:]]), err=True)
     except BrokenPipeError:  # nobody listens
         _forget_output()
+
+
+def note(text: str) -> None:
+    """Write what was done to stderr, so that stdout holds nothing but what was asked for."""
+    click.echo(printable(text), err=True)
 
 
 def _forget_output() -> None:

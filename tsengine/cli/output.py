@@ -9,7 +9,7 @@ import enum
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Final, TextIO, TypeAlias
 
@@ -88,6 +88,32 @@ def write_rows(
     else:
         _write_json(columns, rows, out, is_array=chosen is Format.JSON)
     out.flush()
+
+
+def write_record(
+    fields: Mapping[str, Cell],
+    form: Format | None = None,
+    *,
+    shown: Mapping[str, str] | None = None,
+) -> None:
+    """Write one row to stdout: as a table a line for each column, its name before it.
+
+    Args:
+        fields: cells by name of their column.
+        form: what they look like; None for what suits stdout.
+        shown: what stands in a table in place of some of them, for people.
+
+    Raises:
+        BrokenPipeError: the reader has gone.
+    """
+    chosen = default_format(sys.stdout) if form is None else form
+    if chosen is not Format.TABLE:
+        write_rows(list(fields), [list(fields.values())], chosen)
+        return
+    width = max(map(len, fields))
+    for name, cell in fields.items():
+        text = "none" if cell is None else printable((shown or {}).get(name, _text(cell)))
+        sys.stdout.write(f"{name:<{width}}  {text}".rstrip() + "\n")
 
 
 def _texts(row: Row) -> list[str]:

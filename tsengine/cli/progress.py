@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 
-class Advance(Protocol):
-    """Takes how far the work is."""
+class Advance:
+    """Takes how far the work is; this one shows nothing.
 
-    def __call__(self, done: int, total: int | None, /, note: str = "") -> None:
+    Attributes:
+        is_shown: whether anybody sees it: what costs time to find out is not asked for else.
+    """
+
+    is_shown = False
+
+    def __call__(self, done: int, total: int | None, *, note: str = "") -> None:
         """Show it.
 
         Args:
@@ -21,8 +26,16 @@ class Advance(Protocol):
         """
 
 
-def _say_nothing(done: int, total: int | None, /, note: str = "") -> None:
-    """Where nobody looks."""
+class _Bar(Advance):
+    """Shows it on a bar."""
+
+    is_shown = True
+
+    def __init__(self, show: Callable[[int, int | None, str], None]) -> None:
+        self._show = show
+
+    def __call__(self, done: int, total: int | None, *, note: str = "") -> None:
+        self._show(done, total, note)
 
 
 @contextmanager
@@ -38,7 +51,7 @@ def progress(task: str, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
         quiet: show nothing.
     """
     if quiet or not sys.stderr.isatty():
-        yield _say_nothing
+        yield Advance()
         return
     from rich import console, filesize
     from rich import progress as bars
@@ -57,10 +70,10 @@ def progress(task: str, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
     with shown:
         number = shown.add_task(task, total=None, state="")
 
-        def advance(done: int, total: int | None, /, note: str = "") -> None:
+        def show(done: int, total: int | None, note: str) -> None:
             speed = shown.tasks[0].speed
             rate = f", {amount(speed)}/s" if speed else ""
             state = f"{amount(done)}{rate}{f', {note}' if note else ''}"
             shown.update(number, completed=done, total=total, state=state)
 
-        yield advance
+        yield _Bar(show)

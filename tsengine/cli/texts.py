@@ -14,12 +14,22 @@ from tsengine.model import Int64Array, ValueArray
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters, and those that turn the direction of a line around."""
 
+_USER: Final = re.compile(r"://[^\s'\"]*@")
+_NAMED_SECRET: Final = re.compile(
+    r"(?<=[?&])(password|passwd|secret|token|key)=[^&\s'\")]*", re.IGNORECASE
+)
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def printable(text: str) -> str:
     r"""Escape what could steer a terminal: a label may hold anything, `\x1b` for one."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def without_secrets(text: str) -> str:
+    """Take what may be a password out of the URLs that a text quotes."""
+    return _NAMED_SECRET.sub(r"\1=***", _USER.sub("://***@", text))
 
 
 def timestamp_texts(timestamps: Int64Array) -> list[str]:
@@ -46,6 +56,12 @@ def value_texts(values: ValueArray) -> list[str]:
     if values.dtype == object:
         return [json_text(value) for value in values.tolist()]
     return list(map(repr, values.tolist()))
+
+
+def value_text(value: object) -> str:
+    """Give one value as `value_texts` does."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return repr(value) if is_number else json_text(value)
 
 
 def json_value(value: object) -> object:

@@ -26,6 +26,7 @@ from tsengine.backends.lmdb.edges import edge_points
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.files import DATA_FILE, sync_directory, sync_file
 from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
+from tsengine.backends.lmdb.merge import count_due
 from tsengine.backends.lmdb.reading import series_batch
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest
 from tsengine.backends.lmdb.sharing import Shared, acquire, release
@@ -233,6 +234,7 @@ class LmdbEngine(Engine):
             details={
                 "runs": len(runs),
                 "runs_by_level": levels,
+                "merges_owed": count_due(runs),
                 "block_bytes": sum(run.size for run in runs),
                 "deletes": len(manifest.deletes),
                 "runs_to_sweep": store.sweeper.owed,

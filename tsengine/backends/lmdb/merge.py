@@ -84,6 +84,16 @@ def plan(runs: Sequence[Run], busy: Collection[int] = ()) -> list[Run]:
     return []
 
 
+def count_due(runs: Sequence[Run]) -> int:
+    """Count the merges that are due of these runs, not those that they in turn will make due."""
+    busy: set[int] = set()
+    count = 0
+    while due := plan(runs, busy):
+        busy.update(run.number for run in due)
+        count += 1
+    return count
+
+
 def tail_start(runs: Sequence[Run]) -> int:
     """Give the place from which on runs are so small that commits take them in."""
     start, rows = len(runs), 0
