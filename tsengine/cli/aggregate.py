@@ -44,7 +44,7 @@ class FillType(click.ParamType[Fill]):
 @click.command(
     epilog=examples(
         "tsengine aggregate lmdb://metrics cpu_usage -F mean -F max --every 5m --by region",
-        "tsengine aggregate lmdb://metrics -F 'quantile(0.99)' -F count --merge --format json",
+        "tsengine aggregate lmdb://metrics cpu_usage -F 'quantile(0.99)' --merge --format json",
         "tsengine aggregate lmdb://metrics requests_total -F rate --every 1m --fill 0 --start -6h",
     )
 )

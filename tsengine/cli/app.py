@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import Final
 
@@ -13,12 +12,11 @@ from tsengine.cli.aggregate import aggregate
 from tsengine.cli.copying import copy, verify
 from tsengine.cli.delete import delete
 from tsengine.cli.demo import demo
-from tsengine.cli.failures import end
+from tsengine.cli.failures import end, refuse
 from tsengine.cli.plot import plot
 from tsengine.cli.query import query
 from tsengine.cli.series import labels, series
 from tsengine.cli.stats import stats
-from tsengine.cli.texts import without_secrets
 from tsengine.cli.upkeep import check, compact, snapshot
 
 COMMANDS: Final[tuple[click.Command, ...]] = (
@@ -47,8 +45,12 @@ class App(click.Group):
             result: object = super().invoke(ctx)
             sys.stdout.flush()
             return result
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise  # click's own, with a code of their own
+        except click.exceptions.Exit:
+            raise
+        except click.ClickException as error:
+            raise click.exceptions.Exit(refuse(error)) from None
+        except click.Abort:  # Ctrl-C at a question
+            raise end(KeyboardInterrupt()) from None
         except BaseException as error:  # noqa: BLE001  # every one is told of there
             raise end(error) from None
 
@@ -89,10 +91,5 @@ def run() -> int:
     try:
         code = app.main(prog_name="tsengine", standalone_mode=False)
     except click.ClickException as error:
-        told = io.StringIO()
-        error.show(told)
-        click.echo(without_secrets(told.getvalue()), err=True, nl=False)  # it may quote a URL
-        return error.exit_code
-    except click.Abort:
-        return 130
+        return refuse(error)  # of what stands before the command
     return code if isinstance(code, int) else 0

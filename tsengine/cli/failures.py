@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import io
 import os
 import sys
 import traceback
@@ -98,6 +99,14 @@ def end(error: BaseException) -> click.exceptions.Exit:
     else:
         complain(message(error))
     return click.exceptions.Exit(code)
+
+
+def refuse(error: click.ClickException) -> int:
+    """Say what click found wrong with the arguments; give the exit code."""
+    told = io.StringIO()
+    error.show(told)
+    click.echo(without_secrets(told.getvalue()), err=True, nl=False)  # it may quote a URL
+    return error.exit_code
 
 
 def complain(text: str) -> None:
