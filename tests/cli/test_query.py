@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,34 @@ def test_a_bad_selector_is_a_mistake_of_the_user(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("tsengine: ")
     assert "Traceback" not in ended.stderr
+
+
+MEASURE = """
+import resource, sys
+from tsengine.cli.app import run
+run()
+sys.stderr.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def test_output_is_bounded_in_memory(tmp_path: Path) -> None:
+    """Ten times the rows, the last of them 40 MB of output, take next to no more memory."""
+    peaks = []
+    for count in (40_000, 400_000):
+        url = f"lmdb://{tmp_path}/{count}"
+        with tsengine.open(url) as engine:
+            for host in range(4):
+                labels = Labels("cpu_usage", host=f"web-{host}")
+                values = [number / 7 for number in range(count // 4)]
+                engine.write_series(labels, range(1, count // 4 + 1), values)
+        ended = subprocess.run(
+            [sys.executable, "-c", MEASURE, "query", url, "--format", "jsonl"],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+        peaks.append(int(ended.stderr))  # kilobytes
+    assert peaks[1] < peaks[0] + 64 * 1024
