@@ -189,8 +189,8 @@ def test_a_plot_says_what_it_leaves_out(stores: Path) -> None:
     """More series than lines: the number of the others; none at all: that there are none."""
     url = f"lmdb://{stores}/metrics"
     assert "2 more series are left out" in invoke("plot", url, "cpu_usage", "--lines", "1").stderr
-    assert "no rows to plot" in invoke("plot", url, "nothing").stderr
-    assert "no rows to plot" in invoke("plot", url, "cpu_usage", "--start", "2200-01-01").stderr
+    assert "no numbers to plot" in invoke("plot", url, "nothing").stderr
+    assert "no numbers to plot" in invoke("plot", url, "cpu_usage", "--start", "2200-01-01").stderr
 
 
 def test_a_plot_in_a_file_is_an_image(stores: Path, tmp_path: Path) -> None:

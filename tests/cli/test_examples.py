@@ -66,4 +66,5 @@ def test_the_help_lists_commands_and_exit_codes() -> None:
     told = invoke("--help").stdout
     for command in app.commands.values():
         assert re.search(rf"^  {command.name} +\w", told, re.MULTILINE), command.name
+    assert "..." not in told.partition("Commands:")[2], "a line that is cut"
     assert re.findall(r"^ +(\d+) +\w", told, re.MULTILINE) == ["0", "1", "2", "3", "70", "130"]

@@ -12,7 +12,7 @@ from tsengine.cli.aggregate import aggregate
 from tsengine.cli.copying import copy, verify
 from tsengine.cli.delete import delete
 from tsengine.cli.demo import demo
-from tsengine.cli.failures import end, refuse
+from tsengine.cli.failures import ExitCode, end, refuse
 from tsengine.cli.plot import plot
 from tsengine.cli.query import query
 from tsengine.cli.series import labels, series
@@ -92,4 +92,6 @@ def run() -> int:
         code = app.main(prog_name="tsengine", standalone_mode=False)
     except click.ClickException as error:
         return refuse(error)  # of what stands before the command
+    except SystemExit:  # click's, where the reader of a help has gone
+        return ExitCode.DONE
     return code if isinstance(code, int) else 0

@@ -61,12 +61,12 @@ def copy(
     wait: float,
     quiet: bool,
 ) -> None:
-    """Copy rows of one store into another, which is made where there is none.
+    """Copy rows of one store into another.
 
-    SOURCE and TARGET are URLs of stores. With --producer the same command run again goes on where
-    it was stopped, by Ctrl-C, an error or a kill, and stores nothing twice; at the end of the
-    source it copies what was added behind it since. Ctrl-C lets the commit under way end and says
-    what has landed.
+    SOURCE and TARGET are URLs of stores; the target is made where there is none. With --producer
+    the same command run again goes on where it was stopped, by Ctrl-C, an error or a kill, and
+    stores nothing twice; at the end of the source it copies what was added behind it since. Ctrl-C
+    lets the commit under way end and says what has landed.
     """
     with (
         open_for_reading(source) as read,
@@ -138,9 +138,9 @@ def verify(
     end: int | None,
     quiet: bool,
 ) -> None:
-    """Compare what two stores hold, bit for bit; exit with 1 at the first difference, and name it.
+    """Compare what two stores hold, bit for bit.
 
-    SOURCE and TARGET are URLs of stores.
+    SOURCE and TARGET are URLs of stores. It exits with 1 at the first difference, and names it.
     """
     with (
         open_for_reading(source) as ours,

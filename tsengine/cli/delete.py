@@ -46,9 +46,10 @@ def delete(
     wait: float,
     quiet: bool,
 ) -> None:
-    """Delete the rows of series in a range, or, without a range, the series themselves.
+    """Delete rows in a range, or whole series, after a question.
 
-    It says how much that is and asks. There is no way back but a snapshot.
+    With --start or --end rows in that range go and the series stay listed; without them the series
+    go. It says how much that is and asks. There is no way back but a snapshot.
     """
     if (selector is None) is not is_of_all:
         raise click.UsageError("give a SELECTOR, or --all for all series")

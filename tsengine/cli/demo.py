@@ -24,9 +24,10 @@ from tsengine.model import DataPoint, Labels
 @click.command(epilog=examples("tsengine demo", "tsengine demo ./readings"))
 @click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[FOLDER]")
 def demo(folder: Path | None) -> None:
-    """Write sensor readings one by one into a new LMDB store, read them back, and say what to try.
+    """Write sensor readings into a new store, and read them back.
 
-    FOLDER is new or empty; without it one is made below the temporary one. The readings are of real
+    They are written one by one into an LMDB store, which stays for what is said then to try. FOLDER
+    is new or empty; without it one is made below the temporary one. The readings are of real
     sensors where the extra demo is installed, and generated where not. Exits with 1 if anything
     came back other than it was written.
     """

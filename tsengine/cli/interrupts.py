@@ -24,8 +24,12 @@ def cancelled_by_signals() -> Iterator[threading.Event]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+        # Who ignores one, as nohup and background jobs do, goes on ignoring it.
+        before = {one: was for one, was in before.items() if was not in (None, signal.SIG_IGN)}
     try:
+        for one in before:
+            signal.signal(one, stop)
         yield cancel
     finally:
         for one, handler in before.items():

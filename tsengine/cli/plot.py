@@ -13,7 +13,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.aggregation.asking import FUNCTION_LABEL
 from tsengine.cli.arguments import examples, range_options, selector_argument, store_argument
 from tsengine.cli.failures import note
 from tsengine.cli.stores import open_for_reading
@@ -31,6 +30,12 @@ DOTS_PER_CHARACTER: Final = 2
 FILE_COLUMNS: Final = 1_200
 """Windows of a plot in a file: its width in pixels."""
 
+_DRAWN_MAX: Final = 1e100
+"""Largest magnitude that is drawn, and its inverse the smallest: uniplot squares what it scales."""
+
+_NS_DRAWN_MAX: Final = 9 * 10**18
+"""Nanoseconds to which times are drawn as such, about 2255."""
+
 _SIZE_INCHES: Final = (12.0, 5.0)
 _DOTS_PER_INCH: Final = 100
 
@@ -42,11 +47,13 @@ class Line(NamedTuple):
         name: for the legend.
         timestamps: int64[n], nanoseconds.
         values: float64[n].
+        left_out: how many values cannot be drawn, besides NaN, which is a gap.
     """
 
     name: str
     timestamps: Int64Array
     values: npt.NDArray[np.float64]
+    left_out: int = 0
 
 
 @click.command(
@@ -88,9 +95,10 @@ def plot(
     height: int,
     lines: int,
 ) -> None:
-    """Draw series over time, each point the mean, or another function, of what lies in one dot.
+    """Draw series over time, on the terminal or in a file.
 
-    However many points there are: memory goes by the width of the plot. Times are UTC.
+    Each point is the mean, or another function, of what lies in one dot. However many points there
+    are: memory goes by the width of the plot. Times are UTC.
     """
     if merge and by:
         raise click.UsageError("--merge makes one group of all; it does not go with --by")
@@ -108,15 +116,23 @@ def plot(
             every=every or f"{max((span[1] - span[0]) // dots, 1)}ns",
             group_by=list(by) if by else [] if merge else None,
         )
-    if not answer:
-        note("there are no rows to plot")
+    found = list(map(line_of, answer))
+    left_out = sum(line.left_out for line in found)
+    if left_out:
+        note(f"{left_out:,} values that are infinite or beyond ±{_DRAWN_MAX:g} are left out")
+    drawn = [line for line in found if len(line.values)]
+    if not drawn:
+        note("there are no numbers to plot")
         return
-    drawn = [_line(batch) for batch in answer[:lines]]
-    if len(answer) > lines:
-        note(f"{len(answer) - lines:,} more series are left out; --lines shows more")
+    if len(drawn) > lines:
+        note(f"{len(drawn) - lines:,} more series are left out; --lines shows more")
+        drawn = drawn[:lines]
     title = f"{function}, {timestamp_text(span[0])} to {timestamp_text(span[1])}"
     if output is None:
-        _draw(drawn, title, columns, height)
+        has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        is_utf_8 = "utf" in (sys.stdout.encoding or "").lower()
+        picture = draw(drawn, title, columns, height, has_colours=has_colours, has_braille=is_utf_8)
+        sys.stdout.write(picture + "\n")
     else:
         _save(drawn, title, output)
 
@@ -135,30 +151,61 @@ def _span(
     return start, max(start, end)
 
 
-def _line(batch: SeriesBatch) -> Line:
-    labels = {name: value for name, value in batch.labels.items() if name != FUNCTION_LABEL}
-    name = batch.labels.id if labels else "all"
-    return Line(printable(name), batch.timestamps, batch.values.astype(np.float64))
+def line_of(batch: SeriesBatch) -> Line:
+    """Give what can be drawn of a series: no NaN, no infinity, nothing as large as makes one."""
+    values = batch.values.astype(np.float64)
+    is_drawn = np.abs(values) <= _DRAWN_MAX  # false for NaN
+    name = batch.labels.id if batch.labels else "all"
+    left_out = int(np.count_nonzero(~is_drawn & ~np.isnan(values)))
+    return Line(printable(name), batch.timestamps[is_drawn], values[is_drawn], left_out)
 
 
-def _draw(lines: Sequence[Line], title: str, width: int, height: int) -> None:
-    """Draw on stdout: in colour on a terminal, in Braille where it takes that."""
+def draw(
+    lines: Sequence[Line],
+    title: str,
+    width: int,
+    height: int,
+    *,
+    has_colours: bool,
+    has_braille: bool,
+) -> str:
+    """Draw lines as text.
+
+    Args:
+        lines: at least one, none of them empty.
+        title: above.
+        width: characters inside the frame.
+        height: lines inside the frame.
+        has_colours: whether lines are told apart by colour.
+        has_braille: whether it is drawn in Braille, or in ASCII.
+    """
     import uniplot
 
-    is_terminal = sys.stdout.isatty()
-    takes_braille = "utf" in (sys.stdout.encoding or "").lower()
-    drawn = uniplot.plot_to_string(
+    ends = [int(end) for line in lines for end in (line.timestamps[0], line.timestamps[-1])]
+    # The margins of the scale have to fit as well, which they do not at the ends of int64.
+    unit = "ns" if max(map(abs, ends)) < _NS_DRAWN_MAX else "us"
+    times = [line.timestamps.view("datetime64[ns]").astype(f"datetime64[{unit}]") for line in lines]
+    y_min, y_max = _scale([line.values for line in lines])
+    return uniplot.plot_to_string(
         [line.values for line in lines],
-        [line.timestamps.view("datetime64[ns]") for line in lines],
+        times,
         lines=True,
         width=width,
         height=height,
+        y_min=y_min,
+        y_max=y_max,
         title=title,
-        color=is_terminal and "NO_COLOR" not in os.environ,
+        color=has_colours,
         legend_labels=[line.name for line in lines],
-        character_set="braille" if takes_braille else "ascii",
+        character_set="braille" if has_braille else "ascii",
     )
-    sys.stdout.write(drawn + "\n")
+
+
+def _scale(columns: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float]:
+    """Give the ends of the vertical scale, so far apart that numbers between them differ."""
+    low, high = min(float(one.min()) for one in columns), max(float(one.max()) for one in columns)
+    margin = max((high - low) / 20, max(abs(low), abs(high)) * 1e-6, 1 / _DRAWN_MAX)
+    return low - margin, high + margin
 
 
 def _save(lines: Sequence[Line], title: str, path: Path) -> None:

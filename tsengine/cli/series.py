@@ -25,9 +25,10 @@ from tsengine.engine import Engine
 @click.option("-l", "--long", "is_long", is_flag=True, help="With rows, first and last time.")
 @format_option
 def series(store: str, selector: str | None, is_long: bool, form: Format | None) -> None:
-    """List series by their IDs, each of which is a selector of itself.
+    """List series by their IDs.
 
-    Series without rows are listed, too: their rows were deleted, or are older than the retention.
+    Each is a selector of itself.     Series without rows are listed, too: their rows were deleted,
+    or are older than the retention.
     """
     with open_for_reading(store) as engine:
         if is_long:
@@ -74,9 +75,9 @@ def value_cell(value: object) -> JsonCell:
 @click.argument("name", required=False, metavar="[NAME]")
 @format_option
 def labels(store: str, name: str | None, form: Format | None) -> None:
-    """List the names of labels, with how many values each has; or the values of one.
+    """List the names of labels, or the values of one.
 
-    The name of a metric is the label __name__.
+    With each name stands how many values it has.     The name of a metric is the label __name__.
     """
     with open_for_reading(store) as engine:
         if name is not None:

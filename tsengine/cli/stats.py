@@ -22,11 +22,11 @@ from tsengine.engine import EngineStats
 @store_argument
 @format_option
 def stats(store: str, form: Format | None) -> None:
-    """Tell how much a store holds: points, series, bytes, and what its backend tells.
+    """Tell how much a store holds, and what is owed to it.
 
-    Of LMDB: runs, how many there are on each level, merges that are owed, bytes of blocks, deletes
-    to apply, merged runs to sweep away. As a table, sizes are in units for people; in the other
-    formats bytes are bytes.
+    Points, series, bytes, and what its backend tells. Of LMDB: runs, how many there are on each
+    level, merges that are owed, bytes of blocks, deletes to apply, merged runs to sweep away. As a
+    table, sizes are in units for people; in the other formats bytes are bytes.
     """
     with open_for_reading(store) as engine:
         found = engine.stats()

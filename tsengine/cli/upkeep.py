@@ -14,10 +14,10 @@ from tsengine.cli.texts import size_text
 @store_argument
 @quiet_option
 def check(store: str, quiet: bool) -> None:
-    """Read and verify everything; exit with 1 at the first damage, and name its place.
+    """Read and verify everything, down to the bytes.
 
-    Files of a store that nobody writes to are verified before LMDB maps them, so that a damaged
-    one cannot do harm. Nothing is changed.
+    It exits with 1 at the first damage, and names its place. Files of a store that nobody writes to
+    are verified before LMDB maps them, so that a damaged one cannot do harm. Nothing is changed.
     """
     check_store(store)
     if not quiet:
@@ -49,10 +49,10 @@ def compact(store: str, wait: float, quiet: bool) -> None:
 @click.argument("path", type=click.Path())
 @quiet_option
 def snapshot(store: str, path: str, quiet: bool) -> None:
-    """Write a consistent copy of a store to PATH, beside a running writer.
+    """Write a consistent copy of a store, beside its writer.
 
-    The copy is a store of its own, of the same backend. It is there as a whole or not at all, and
-    nothing that exists is overwritten.
+    The copy at PATH is a store of its own, of the same backend. It is there as a whole or not at
+    all, and nothing that exists is overwritten.
     """
     with open_for_reading(store) as engine:
         engine.snapshot(path)
