@@ -1,0 +1,76 @@
+"""The pages of docs/ say what is so: their code runs, and their reference is complete."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sphinx.util.inventory import InventoryFile
+
+import tsengine
+import tsengine.aio
+import tsengine.backends.lmdb
+import tsengine.backends.memory
+import tsengine.testing
+from tests.documents import Session, blocks
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [
+    page.relative_to(DOCS)
+    for page in sorted(DOCS.rglob("*.md"))
+    if page.relative_to(DOCS).parts[0] not in ("_build", "design")  # those say why, not how
+]
+RUN = [
+    page for page in PAGES if any(b.language in ("python", "console") for b in blocks(DOCS / page))
+]
+PUBLIC = {
+    f"{module.__name__}.{name}"
+    for module in (
+        tsengine,
+        tsengine.aio,
+        tsengine.testing,
+        tsengine.backends.lmdb,
+        tsengine.backends.memory,
+    )
+    for name in module.__all__
+}
+
+
+@pytest.mark.parametrize("page", RUN, ids=str)
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of a page run one after the other in an empty folder, and print what it says."""
+    monkeypatch.chdir(tmp_path)
+    session = Session()
+    for block in blocks(DOCS / page):
+        session.run(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_fence_is_found(page: Path) -> None:
+    """No block escapes the tests by its fence: each is the beginning of a line, or none of code."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    fences = re.findall(r"^\s*`{3,}(?:python|console)\b", text, re.MULTILINE)
+    assert len(fences) == sum(
+        block.language in ("python", "console") and not block.code.isspace()
+        for block in blocks(DOCS / page)
+        if not block.hidden
+    )
+
+
+def test_the_documentation_builds_whole(tmp_path: Path) -> None:
+    """Sphinx warns of nothing, every public name can be looked up, no page asks another host."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    inventory = InventoryFile.loads((tmp_path / "objects.inv").read_bytes(), uri="")
+    found = {name for kind, names in inventory.data.items() if kind[:3] == "py:" for name in names}
+    assert not PUBLIC - found
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|link)\b[^>]*\b(?:src|href)=\"([^\"]*)\"", text)
+        assert not [where for where in loaded if re.match(r"(?:\w+:)?//", where)], page.name
