@@ -14,8 +14,8 @@ from docutils import nodes
 from docutils.parsers.rst.states import Inliner
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyXRefRole
 from sphinx.environment import BuildEnvironment
-from sphinx.roles import XRefRole
 
 project = "tsengine"
 author = "The tsengine authors"
@@ -41,7 +41,6 @@ html_theme = "furo"
 html_title = "tsengine"
 html_static_path: list[str] = []
 html_show_sourcelink = False
-pygments_style = "sphinx"
 # Fonts are those of the reader's system, and no page asks another host for anything.
 
 # ----------------------------------------------------------------------------- reference
@@ -78,10 +77,8 @@ SOURCE_NAMES = autodoc_type_aliases | {
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
-napoleon_attr_annotations = False  # types of attributes stand in the signature
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Thread-safety", "notes_style")]
+napoleon_custom_sections = [("Attributes", "params_style"), ("Thread-safety", "notes_style")]
 
 _OBJECT = re.compile(r"(?:tsengine\.)?(?:\w+\.)*[A-Z]\w*(?:\.\w+)*|\w[\w.]*\(\)")
 _STAND_IN = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
@@ -99,7 +96,7 @@ def code_role(
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
     """Show what stands in backquotes as code, linked where it names something of the reference."""
     if _OBJECT.fullmatch(text):
-        role = XRefRole(fix_parens=text.endswith("()"))
+        role = PyXRefRole(fix_parens=text.endswith("()"))
         return role("py:obj", rawtext, text, lineno, inliner)
     return [nodes.literal(rawtext, text)], []
 
