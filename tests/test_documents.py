@@ -74,3 +74,50 @@ def test_the_documentation_builds_whole(tmp_path: Path) -> None:
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|link)\b[^>]*\b(?:src|href)=\"([^\"]*)\"", text)
         assert not [where for where in loaded if re.match(r"(?:\w+:)?//", where)], page.name
+
+
+SAID = "```python\nprint(1)\nprint('…')\n```\n\n```text\n{}\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_so"),
+    [
+        (SAID.format("1\n…"), True),
+        (SAID.format("1\n..."), True),
+        (SAID.format("2\n…"), False),
+        (SAID.format("1"), False),
+        ("```python\nx = 1\n```\n\nThen:\n\n```python\nprint(x)\n```\n\n```text\n1\n```\n", True),
+        ("<!-- run\nx = 2\n-->\n\n```python\nassert x == 2\n```\n", True),
+        ("<!-- raises: KeyError -->\n```python\n{}[1]\n```\n", True),
+        ("<!-- raises: KeyError -->\n```python\n[][1]\n```\n", False),
+        ("<!-- raises: KeyError -->\n```python\n{}\n```\n", False),
+        ("<!-- not run: it would raise -->\n```python\n{}[1]\n```\n", True),
+        ("<!-- not run: stands alone -->\n\nText.\n", False),
+        (
+            "<!-- file: a.py -->\n```python\nprint(3)\n```\n```console\n$ python a.py\n3\n```\n",
+            True,
+        ),
+        ("```console\n$ echo 1\n1\n$ echo 2\n3\n```\n", False),
+        ("```console\n$ false\n```\n", False),
+        ("```console\n$ false  # exits with 1\n```\n", True),
+        ("```sh\nfalse\n```\n", True),
+    ],
+)
+def test_a_page_passes_where_it_says_what_is_so(
+    text: str, is_so: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The means of these tests: what a page says wrongly of its code makes it fail."""
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+
+    def run() -> None:
+        session = Session()
+        for block in blocks(page):
+            session.run(block)
+
+    if is_so:
+        run()
+    else:
+        with pytest.raises((AssertionError, IndexError)):
+            run()
