@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import inspect
 import random
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
@@ -18,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tsengine
-from tests.test_aio import Gate, Gated, passes, run
+from tests import aio_setting
+from tests.aio_setting import Gate, Gated, passes, run
 from tests.test_pipeline import (
     AT_ONCE,
     NEVER_AGAIN,
@@ -794,7 +794,7 @@ def test_cancelled_anywhere_and_resumed_each_point_is_stored_once(seed: int) -> 
 def test_a_source_in_another_loop_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the queue fails when the source is iterated in a loop of the reader."""
     monkeypatch.setattr(copying, "InLoop", lambda source, loop: source)
-    monkeypatch.setattr(sys.modules["tests.test_aio"], "LONGEST_RUN", 5.0)
+    monkeypatch.setattr(aio_setting, "LONGEST_RUN", 5.0)
     with pytest.raises((CopyError, RuntimeError, TimeoutError)):
         test_a_source_of_the_callers_loop_is_copied()
 
