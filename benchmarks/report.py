@@ -31,6 +31,7 @@ from benchmarks.figures_bulk_upsert import figure_24
 from benchmarks.figures_pipeline import figure_12
 from benchmarks.figures_postgres import figure_20, figure_21, figure_22, figure_23
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
+from benchmarks.figures_tables import figure_18
 from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
 from benchmarks.machine import Facts, UnfitFolderError, disk_folder, facts, pin
@@ -55,6 +56,7 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     15: figure_15,
     16: figure_16,
     17: figure_17,
+    18: figure_18,
     20: figure_20,
     21: figure_21,
     22: figure_22,

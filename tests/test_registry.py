@@ -225,3 +225,15 @@ def test_what_may_be_a_password_with_a_question_mark_is_not_repeated(url: str) -
     with pytest.raises(UnknownOptionError, match="%40") as caught:
         tsengine.open(url)
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_an_engine_is_made_without_being_opened(tmp_path: Path) -> None:
+    """`unopened` touches nothing, and opens as `open` would have."""
+    engine = registry.unopened(f"lmdb://{tmp_path}/store?retention=1d")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotOpenError):
+        engine.count()
+    with engine.open():
+        assert engine.options.retention == 86_400 * 10**9
+    with pytest.raises(UnknownOptionError):
+        registry.unopened("lmdb://store?colour=red")

@@ -17,7 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from tsengine.backends.postgres.packing import byteas, int8s
+from tsengine.backends.postgres.binary import JSONB, TEXT, BinaryArray, field, jsonb_field
+from tsengine.backends.postgres.packing import byteas, int8s, int64_column
 from tsengine.backends.postgres.schema import quoted
 from tsengine.backends.postgres.session import Session
 from tsengine.errors import CorruptionError
@@ -36,6 +37,15 @@ KNOWN_MAX: Final = 1 << 18
 _SLICE: Final = 4_096
 """Series of one look-up: a megabyte of parameters."""
 
+_REGISTER: Final = (
+    "INSERT INTO series (digest, series, labels, kind) SELECT * FROM unnest(%s, %s, %s, %s)"
+    " ON CONFLICT (digest) DO NOTHING"
+)
+_LOOK_UP: Final = (
+    "SELECT string_agg(int8send(w.place - 1), ''), string_agg(int8send(s.id), ''),"
+    " string_agg(int8send(s.kind), '') FROM unnest(%s) WITH ORDINALITY w(digest, place)"
+    " JOIN series s ON s.digest = w.digest"
+)
 _EQUAL_IN_JSON: Final = "labels @> %s::jsonb"
 
 
@@ -105,13 +115,10 @@ class Catalogue:
         known = self._numbers
         numbers = np.fromiter(map(known.get, labels, repeat(0)), np.int64, len(labels))
         unknown = np.flatnonzero(numbers == 0)
-        for first in range(0, len(unknown), _SLICE):
-            some = unknown[first : first + _SLICE]
-            numbers[some] = self._look_up(session, [labels[place] for place in some.tolist()])
         if len(unknown):
-            self._remember(
-                [labels[place] for place in unknown.tolist()], numbers[unknown], removals
-            )
+            others = [labels[place] for place in unknown.tolist()]
+            numbers[unknown] = self._look_up(session, _digests(ids_of(others)))
+            self._remember(others, numbers[unknown], removals)
         return numbers
 
     def register(
@@ -133,38 +140,31 @@ class Catalogue:
         order = sorted(range(len(names)), key=digests.__getitem__)
         for first in range(0, len(order), _SLICE):
             some = order[first : first + _SLICE]
+            texts = [field(names[place].encode()) for place in some]
+            documents = [jsonb_field(_as_json(newcomers[place])) for place in some]
             session.execute(
-                "INSERT INTO series (digest, series, labels, kind)"
-                " SELECT * FROM unnest(%s, %s::text[], %s::jsonb[], %s::smallint[])"
-                " ON CONFLICT (digest) DO NOTHING",
+                _REGISTER,
                 (
                     byteas([digests[place] for place in some]),
-                    [names[place] for place in some],
-                    [_as_json(newcomers[place]) for place in some],
-                    kinds[some].tolist(),
+                    BinaryArray.of_fields(TEXT, texts),
+                    BinaryArray.of_fields(JSONB, documents),
+                    int8s(kinds[some]),
                 ),
             )
-        numbers = np.empty(len(names), np.int64)
-        for first in range(0, len(names), _SLICE):
-            numbers[first : first + _SLICE] = self._look_up(
-                session, newcomers[first : first + _SLICE]
-            )
-        return numbers
+        return self._look_up(session, digests)
 
     def learn(self, labels: Sequence[Labels], numbers: Int64Array, removals: int) -> None:
         """Remember series that were registered, now that their transaction is committed."""
         self._remember(labels, numbers, removals)
 
-    def _look_up(self, session: Session, labels: Sequence[Labels]) -> Int64Array:
-        rows = session.execute(
-            "SELECT w.place - 1, s.id, s.kind FROM unnest(%s) WITH ORDINALITY w(digest, place)"
-            " JOIN series s ON s.digest = w.digest",
-            (byteas(_digests(ids_of(labels))),),
-        ).fetchall()
-        numbers = np.zeros(len(labels), np.int64)
-        if rows:
-            places, ids, kinds = np.array(rows, np.int64).T
-            numbers[places] = ids | (kinds << KIND_SHIFT)
+    def _look_up(self, session: Session, digests: Sequence[bytes]) -> Int64Array:
+        """Give the numbers of series by digest, 0 for those that are not listed."""
+        numbers = np.zeros(len(digests), np.int64)
+        for first in range(0, len(digests), _SLICE):
+            cursor = session.cursor(binary=True)
+            cursor.execute(_LOOK_UP, (byteas(digests[first : first + _SLICE]),))
+            places, ids, kinds = map(int64_column, cursor.fetchall()[0])
+            numbers[places + first] = ids | (kinds << KIND_SHIFT)
         return numbers
 
     def _remember(self, labels: Sequence[Labels], numbers: Int64Array, removals: int) -> None:
@@ -189,7 +189,7 @@ class Catalogue:
         the values that there are of their label.
         """
         if selector.exact is not None:
-            numbers = self._look_up(session, [selector.exact])
+            numbers = self._look_up(session, _digests([selector.exact.id]))
             return Resolved(numbers[numbers != 0])
         conditions, parameters = _conditions(selector.matchers)
         for matcher in selector.matchers:
@@ -277,8 +277,11 @@ def _digests(names: Sequence[str]) -> list[bytes]:
     return [hashlib.sha256(name.encode()).digest() for name in names]
 
 
-def _as_json(labels: Labels) -> str:
-    return json.dumps(dict(labels.items()), ensure_ascii=False)
+_encode: Final = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+
+
+def _as_json(labels: Labels) -> bytes:
+    return _encode(dict(labels.items())).encode()
 
 
 def labels_from_json(text: str) -> Labels:

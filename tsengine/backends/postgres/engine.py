@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import ClassVar, Final
 
 from tsengine.aggregation import Aggregation, aggregate_batches
@@ -50,6 +51,12 @@ SCHEMA: Final = "tsengine"
 
 PARTITION_WIDTH: Final = 7 * 86_400 * 10**9
 """The width of partitions, where none is given: a week, nanoseconds."""
+
+TIMEOUT: Final = 30.0
+"""Seconds that a commit or a step of a read may take, where nothing else is given."""
+
+_SECONDS_A_POINT: Final = 20e-6
+"""What each point of a commit adds to that: several times what it takes, as a rule."""
 
 _CHUNK: Final = 4_096
 """Labels that a listing reads at once."""
@@ -113,6 +120,7 @@ class PostgresEngine(Engine):
         self._schema = str(given.pop("schema", SCHEMA))
         self._width_given = given.pop("partition_width", None)
         self._connection = {name: given.pop(name) for name in CONNECTION_OPTIONS if name in given}
+        self._timeout = float(str(self._connection.setdefault("statement_timeout", TIMEOUT)))
         told = Location.parse(location, {name: str(value) for name, value in given.items()})
         self._location = told
         self.location = f"{told} schema {self._schema}"  # for messages: without secrets
@@ -162,7 +170,11 @@ class PostgresEngine(Engine):
         way = Way.APPEND
         while True:
             try:
-                with self._writing("writing points", alone=way is Way.ALONE) as (session, removals):
+                with self._writing(
+                    "writing points",
+                    alone=way is Way.ALONE,
+                    timeout=self._timeout + commit.points * _SECONDS_A_POINT,
+                ) as (session, removals):
                     receipt, done = self._writer.store(session, commit, removals, way)
             except RepeatError as error:  # twice at most
                 way = error.way
@@ -192,8 +204,8 @@ class PostgresEngine(Engine):
             return
         with self._reading(is_long=True) as session:
             found = self._catalogue.resolve(session, selector)
-            batches = reading.scan(session, self._catalogue, found, start, end)
-            yield from self._watched(session, batches)
+            renew = partial(self._renew, session)
+            yield from reading.scan(session, self._catalogue, found, start, end, renew)
 
     def _delete(self, selector: Selector, start: int, end: int) -> int:
         with self._writing("deleting points", alone=True) as (session, _):
@@ -253,8 +265,9 @@ class PostgresEngine(Engine):
             found = self._catalogue.resolve(session, selector)
             if can_push_down(asked, kinds_of(found)):
                 return push_down(session, self._catalogue, found, asked, start)
-            batches = reading.scan(session, self._catalogue, found, start, asked.end)
-            return aggregate_batches(self._watched(session, batches), asked)
+            renew = partial(self._renew, session)
+            batches = reading.scan(session, self._catalogue, found, start, asked.end, renew)
+            return aggregate_batches(batches, asked)
 
     def label_names(self) -> list[str]:
         self._check_open()
@@ -328,16 +341,14 @@ class PostgresEngine(Engine):
             found = self._catalogue.resolve(session, resolved)
             return reading.edges(session, self._catalogue, found, horizon, newest=newest)
 
-    def _watched(self, session: Session, batches: Iterator[SeriesBatch]) -> Iterator[SeriesBatch]:
-        """Give each step of a long read the time of a statement, however long it takes in all."""
-        for batch in batches:
-            yield batch
-            self._check_open()
-            session.watch = self._watch()
+    def _renew(self, session: Session) -> None:
+        """Give the next statement of a long read its time, however long the read takes in all.
 
-    def _watch(self) -> Watch:
-        """Give what bounds the next statements of a long read."""
-        return Watch(float(str(self._connection.get("statement_timeout", 30.0))) + GRACE_SECONDS)
+        Raises:
+            NotOpenError: the engine was closed meanwhile.
+        """
+        self._check_open()
+        session.watch = Watch(self._timeout + GRACE_SECONDS)
 
     @contextlib.contextmanager
     def _reading(self, *, is_long: bool = False) -> Iterator[Session]:
@@ -352,14 +363,14 @@ class PostgresEngine(Engine):
             read_only=True,
             opening=schema.open_read(self._schema) + (_MAY_PAUSE if is_long else ""),
         ) as session:
-            if is_long:
-                session.watch = self._watch()
             yield session
 
     @contextlib.contextmanager
-    def _writing(self, doing: str, *, alone: bool = False) -> Iterator[tuple[Session, int]]:
+    def _writing(
+        self, doing: str, *, alone: bool = False, timeout: float | None = None
+    ) -> Iterator[tuple[Session, int]]:
         """Begin a transaction that writes; gives how often series were removed."""
         opening = schema.open_write(self._schema, self._oid, alone=alone)
-        with self._database.transaction(doing=doing, opening=opening) as session:
+        with self._database.transaction(doing=doing, opening=opening, timeout=timeout) as session:
             assert session.opened is not None
             yield session, int(session.opened[0])

@@ -6,15 +6,18 @@ as those of another. That is two to three times as fast as a row a point, by COP
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from tsengine.backends.postgres.catalogue import KIND_SHIFT, Catalogue, Resolved
+import numpy as np
+
+from tsengine.backends.postgres.catalogue import KIND_SHIFT, NUMBER_MASK, Catalogue, Resolved
 from tsengine.backends.postgres.packing import int8s, int64_column, value_column
 from tsengine.backends.postgres.session import Session
 from tsengine.errors import CorruptionError
-from tsengine.model import DataPoint, Labels, SeriesBatch, ValueKind
+from tsengine.model import DataPoint, Int64Array, Labels, SeriesBatch, ValueKind
 
 
 class _Pages(NamedTuple):
@@ -56,6 +59,16 @@ _NEXT_PAGE: Final = (
     " WHERE series = %s AND time >= %s AND time <= %s ORDER BY time LIMIT %s) q"
 )
 
+_SHORT_TOGETHER: Final = 4_096
+"""Series that are read at once where they are short."""
+
+_ALL_ROWS: Final = (
+    "SELECT string_agg(int8send(series), ''), string_agg(int8send(time), ''),"
+    " string_agg(coalesce(float8send(value), int8send(integer)), '')"
+    " FROM (SELECT series, time, value, integer FROM points"
+    " WHERE series = ANY(%s) AND time >= %s AND time <= %s LIMIT %s) q"
+)
+
 _EDGES: Final = 2_048
 """Series of one statement that asks for one row each."""
 
@@ -73,7 +86,12 @@ _COUNT: Final = "SELECT count(*) FROM points WHERE series = ANY(%s) AND time >= 
 
 
 def scan(
-    session: Session, catalogue: Catalogue, series: Resolved, start: int, end: int
+    session: Session,
+    catalogue: Catalogue,
+    series: Resolved,
+    start: int,
+    end: int,
+    renew: Callable[[], None],
 ) -> Iterator[SeriesBatch]:
     """Iterate over the rows of series, in a transaction of one snapshot.
 
@@ -83,14 +101,80 @@ def scan(
         series: which, in their order.
         start: earliest timestamp.
         end: one past the latest, above `start`.
+        renew: is called before each statement.
     """
-    first = 0
+    first, together, are_short = 0, _NUMBERS.together, True
     while first < len(series):
-        some, pages = Resolved(series.numbers[first : first + _NUMBERS.together]), _NUMBERS
-        if (some.numbers >> KIND_SHIFT == ValueKind.OBJECT).any():
-            some, pages = Resolved(some.numbers[: _OBJECTS.together]), _OBJECTS
-        yield from _scan_some(session, catalogue, some, start, end - 1, pages)
+        renew()
+        some = Resolved(series.numbers[first : first + together])
+        are_numbers = not (some.numbers >> KIND_SHIFT == ValueKind.OBJECT).any()
+        short = None
+        if are_short and are_numbers and len(some) > 1:
+            short = _short_series(session, some, start, end - 1)
+            are_short = short is not None
+        if short is not None:
+            yield from short.batches(catalogue.labels_of(session, short.ids.tolist()))
+            if 4 * len(short.timestamps) < _NUMBERS.rows:
+                together = min(4 * together, _SHORT_TOGETHER)
+        else:
+            pages = _NUMBERS if are_numbers else _OBJECTS
+            some = Resolved(some.numbers[: pages.together])
+            yield from _scan_some(session, catalogue, some, start, end - 1, pages, renew)
         first += len(some)
+
+
+class _ShortSeries(NamedTuple):
+    """All rows of some series of numbers.
+
+    Attributes:
+        numbers: int64[k], of the series that have rows, in their order.
+        starts: int64[k], where the rows of each begin.
+        timestamps: int64[n].
+        values: int64[n], the bits of each value.
+    """
+
+    numbers: Int64Array
+    starts: Int64Array
+    timestamps: Int64Array
+    values: Int64Array
+
+    @property
+    def ids(self) -> Int64Array:
+        """Their ids."""
+        return self.numbers & NUMBER_MASK
+
+    def batches(self, labels: Sequence[Labels]) -> Iterator[SeriesBatch]:
+        """Give the rows of each series."""
+        are_floats = self.numbers >> KIND_SHIFT == ValueKind.FLOAT
+        bounds = [*self.starts.tolist(), len(self.timestamps)]
+        for name, is_float, (first, last) in zip(
+            labels, are_floats.tolist(), pairwise(bounds), strict=True
+        ):
+            values = self.values[first:last].copy()
+            yield SeriesBatch(
+                name,
+                self.timestamps[first:last].copy(),
+                values.view(np.float64) if is_float else values,
+            )
+
+
+def _short_series(session: Session, series: Resolved, start: int, last: int) -> _ShortSeries | None:
+    """Read all rows of series of numbers at once; None where they are more than a page.
+
+    The server goes through its indexes once for all of them and sorts nothing; to look for each
+    of them takes several times as long.
+    """
+    cursor = session.cursor(binary=True)
+    cursor.execute(_ALL_ROWS, (int8s(series.ids), start, last, _NUMBERS.rows + 1))
+    ids, timestamps, values = map(int64_column, cursor.fetchall()[0])
+    if len(ids) > _NUMBERS.rows:
+        return None
+    by_id = series.ids.argsort()
+    ranks = by_id[series.ids[by_id].searchsorted(ids)]
+    order = np.lexsort((timestamps, ranks))
+    ranks = ranks[order]
+    starts = np.flatnonzero(np.concatenate([ranks[:1] >= 0, ranks[1:] != ranks[:-1]]))
+    return _ShortSeries(series.numbers[ranks[starts]], starts, timestamps[order], values[order])
 
 
 def _scan_some(
@@ -100,6 +184,7 @@ def _scan_some(
     start: int,
     last: int,
     pages: _Pages,
+    renew: Callable[[], None],
 ) -> Iterator[SeriesBatch]:
     cursor = session.cursor(binary=True)
     cursor.execute(_FIRST_PAGES, (int8s(series.ids), start, last, pages.first))
@@ -113,6 +198,7 @@ def _scan_some(
         rows_max = pages.first
         while len(batch) == rows_max and batch.timestamps[-1] < last:
             rows_max = pages.rows
+            renew()
             cursor.execute(_NEXT_PAGE, (ids[place], int(batch.timestamps[-1]) + 1, last, rows_max))
             packed = list(cursor.fetchall()[0])
             if packed[0] is None:

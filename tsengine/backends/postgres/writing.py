@@ -107,6 +107,11 @@ class Commit:
         return cls(ready, kinds, horizon, mark, now_ns)
 
     @property
+    def points(self) -> int:
+        """How many points it has."""
+        return sum(map(len, self.batches))
+
+    @property
     def bases(self) -> list[int]:
         """Which row of the commit is the first of each batch."""
         return list(accumulate(map(len, self.batches[:-1]), initial=0))
@@ -119,7 +124,7 @@ class Commit:
             if len(batch) and batch.timestamps.min() < self.horizon
         ]
         rows = np.concatenate(refused) if refused else np.empty(0, np.int64)
-        return receipt_of(sum(map(len, self.batches)), {"retention": rows})
+        return receipt_of(self.points, {"retention": rows})
 
 
 class Writer:
