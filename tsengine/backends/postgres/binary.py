@@ -39,7 +39,24 @@ TEXT: Final = 25
 FLOAT8: Final = 701
 JSONB: Final = 3802
 
-ARRAYS: Final = {BYTEA: 1001, INT8: 1016, TEXT: 1009, FLOAT8: 1022, JSONB: 3807}
+ARRAYS: Final = {
+    16: 1000,  # bool
+    BYTEA: 1001,
+    INT8: 1016,
+    21: 1005,  # int2
+    23: 1007,  # int4
+    TEXT: 1009,
+    114: 199,  # json
+    700: 1021,  # float4
+    FLOAT8: 1022,
+    1042: 1014,  # char(n)
+    1043: 1015,  # varchar
+    1082: 1182,  # date
+    1114: 1115,  # timestamp
+    1184: 1185,  # timestamptz
+    2950: 2951,  # uuid
+    JSONB: 3807,
+}
 """The type of an array by the type of its elements; these numbers are the same on every server."""
 
 _JSONB_VERSION: Final = b"\x01"

@@ -18,6 +18,7 @@ from typing import Final
 
 import psycopg
 
+from tsengine.backends.postgres.binary import BinaryArray
 from tsengine.backends.postgres.connecting import Database
 from tsengine.backends.postgres.lending import ConnectionPool, ForeignConnection, Transactions
 from tsengine.backends.postgres.row_source import ArrowStream, Row, RowBatch, RowSource
@@ -188,20 +189,20 @@ class _Call:
         """Have a batch stored, or its first part; what is left goes back to the source."""
         began = time.monotonic()
         retries = 0
-        stream: bytes | None = None
+        arrays: list[BinaryArray] | None = None
         while True:
             try:
                 if self._statements is None:
                     self._statements = self._described()
-                if stream is None:
-                    stream = self._statements.encode(
+                if arrays is None:
+                    arrays = self._statements.encode(
                         batch, self._places, is_arrow=self._source.is_arrow
                     )
-                landed = self._attempt(self._statements, stream, len(batch))
+                landed = self._attempt(self._statements, arrays, len(batch))
             except Exception as error:  # noqa: BLE001  # raised again where it is not handled
                 smaller = self._handle(error, batch, retries, began)
                 if smaller is not None:
-                    batch, stream, retries = smaller, None, 0
+                    batch, arrays, retries = smaller, None, 0
                 else:
                     retries += 1
                 self._report(retries=self.report.retries + 1)
@@ -220,19 +221,19 @@ class _Call:
             table = describe(session, upsert.table, upsert.columns, upsert.key)
             return Statements(upsert, table)
 
-    def _attempt(self, statements: Statements, stream: bytes, rows: int) -> Landed:
+    def _attempt(self, statements: Statements, arrays: list[BinaryArray], rows: int) -> Landed:
         """Store a batch in one transaction, or two where others insert the same keys."""
         self._careful = max(self._careful - 1, 0)
         try:
-            return self._store(statements, stream, rows)
+            return self._store(statements, arrays, rows)
         except DataRefusedError as error:
             is_race = isinstance(error.__cause__, psycopg.errors.UniqueViolation)
             if not (is_race and statements.may_race) or self._careful:
                 raise
         self._careful = _CAREFUL_BATCHES
-        return self._store(statements, stream, rows)
+        return self._store(statements, arrays, rows)
 
-    def _store(self, statements: Statements, stream: bytes, rows: int) -> Landed:
+    def _store(self, statements: Statements, arrays: list[BinaryArray], rows: int) -> Landed:
         landed: Landed | None = None
         try:
             with self._transactions.transaction(
@@ -240,7 +241,7 @@ class _Call:
                 cancel=self._cancel,
                 doing=f"upserting {rows} rows into {self._upsert.table!r}",
             ) as session:
-                landed = statements.run(session, stream, rows, careful=self._careful > 0)
+                landed = statements.run(session, arrays, rows, careful=self._careful > 0)
         except CancelledError:
             if landed is not None:  # the commit was on its way, and the caller has no time
                 self._report(submitted=self.report.submitted + rows, unknown=rows)

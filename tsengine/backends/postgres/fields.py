@@ -2,7 +2,7 @@
 
 The common types have a form of ours, made without asking the driver about each value. Values
 of any other type, such as arrays, enums, numbers and addresses, are written as text by the
-driver, staged as text, and cast by the server: `staged_type` says which.
+driver, sent as text, and cast by the server: `field_type` says which.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def fields_of(values: Sequence[object], column: Column, *, json_texts: bool = Fa
         ) from None
 
 
-def staged_type(column: Column) -> str:
-    """Give the type, as SQL, in which the fields of a column come."""
-    return column.sql_type if column.oid in _MAKERS else "text"
+def field_type(column: Column) -> int:
+    """Give the type in which the fields of a column come: its own, or text."""
+    return column.oid if column.oid in _MAKERS else TEXT
 
 
 def _maker(column: Column, *, json_texts: bool) -> FieldMaker:

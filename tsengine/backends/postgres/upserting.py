@@ -1,6 +1,6 @@
 """Upserting: a batch of rows into a table, in one transaction and one ordered statement.
 
-The rows are copied into a temporary table that goes with the transaction, and from there:
+The rows come as parameters, a binary array for each column, and so need no temporary table:
 
 1. Of rows with one key one is kept, by the server's own idea of equal keys.
 2. Rows that are in the table as they are, to the bit, are passed over: they are neither
@@ -17,23 +17,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tsengine.backends.postgres.binary import HEADER, NULL, TRAILER, rows_of_fields
-from tsengine.backends.postgres.fields import fields_of, staged_type
+from tsengine.backends.postgres.binary import NULL, BinaryArray
+from tsengine.backends.postgres.fields import field_type, fields_of
 from tsengine.backends.postgres.row_source import RowBatch
 from tsengine.backends.postgres.session import Session
 from tsengine.backends.postgres.tables import Table, TableName, quoted, quoted_table
-from tsengine.errors import DataRefusedError, InvalidDataError, UnknownOptionError
+from tsengine.errors import (
+    BatchTooLargeError,
+    DataRefusedError,
+    InvalidDataError,
+    UnknownOptionError,
+)
 
 OnConflict = Literal["update", "ignore", "error"]
 
-_STAGED: Final = 'pg_temp."tsengine_staged"'
+BYTES_MAX: Final = 256 << 20
+"""Most bytes of a batch: a message to the server ends at 1 GiB, and we hold it three times."""
+
+_ROWS: Final = "\0"
+"""Stands for the rows in a statement until that is done: no name has it."""
 
 _PLANNING: Final = (
     "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
     "SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
 )
-"""The planner knows nothing of a table that was filled just now, and would as soon read the whole
-target for a small batch: each key is looked up by the index that the key has anyway."""
+"""For a small batch the planner would as soon read the whole target, where its statistics are
+old: each key is looked up by the index that the key has anyway."""
+
+_IDENTITY: Final = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,25 +158,25 @@ class Statements:
         self._columns = target.columns
         self._key = [upsert.columns.index(name) for name in upsert.key]
         parts = _Parts.of(upsert, target)
-        self._prepare = f"{_PLANNING}; CREATE TEMP TABLE {_STAGED} ({parts.staged}) ON COMMIT DROP"
-        self._copy = f"COPY {_STAGED} FROM STDIN (FORMAT BINARY)"
         self._insert = ""
         self.may_race = False
         if upsert.on_conflict == "error":
             self._upsert = parts.insert_all()
         elif upsert.on_conflict == "ignore" or not upsert.update:
-            self._upsert = parts.insert_new("ctid", careful=False)
-            self._careful = parts.insert_new("ctid", careful=True)
+            self._upsert = parts.insert_new("nth", careful=False)
+            self._careful = parts.insert_new("nth", careful=True)
             self.may_race = True
         else:
             self._upsert = parts.upsert(is_partitioned=target.is_partitioned)
             if target.is_partitioned:
                 # What is new cannot be told from xmax there. It is inserted by itself, and
                 # counted; then it is there as it is, and the other statement passes over it.
-                self._insert = parts.insert_new("ctid DESC", careful=True)
+                self._insert = parts.insert_new("nth DESC", careful=True)
 
-    def encode(self, batch: RowBatch, places: Sequence[int], *, is_arrow: bool) -> bytes:
-        """Give the stream of a batch.
+    def encode(
+        self, batch: RowBatch, places: Sequence[int], *, is_arrow: bool
+    ) -> list[BinaryArray]:
+        """Give the parameters of a batch, one a column.
 
         Args:
             batch: the rows.
@@ -174,40 +185,46 @@ class Statements:
 
         Raises:
             DataRefusedError: a value does not fit; `indices` counts the rows of all batches.
+            BatchTooLargeError: they are more bytes than are sent at once.
         """
+        arrays: list[BinaryArray] = []
+        left = BYTES_MAX
         try:
-            fields = [
-                fields_of(batch.columns[place], column, json_texts=is_arrow)
-                for place, column in zip(places, self._columns, strict=True)
-            ]
-            for number in self._key:
-                nulls = [row for row, found in enumerate(fields[number]) if found == NULL]
-                if nulls:
+            for number, (place, column) in enumerate(zip(places, self._columns, strict=True)):
+                fields = fields_of(batch.columns[place], column, json_texts=is_arrow)
+                if number in self._key and NULL in fields:
                     raise DataRefusedError(
-                        f"column {self._columns[number].name!r} is of the key, and NULL is no key",
-                        indices=nulls,
+                        f"column {column.name!r} is of the key, and NULL is no key",
+                        indices=[row for row, found in enumerate(fields) if found == NULL],
+                    )
+                arrays.append(BinaryArray.of_fields(field_type(column), fields))
+                left -= len(arrays[-1].data)
+                if left < 0:
+                    raise BatchTooLargeError(
+                        f"{len(batch)} rows are more than {BYTES_MAX >> 20} MiB, which is sent at "
+                        "once at most"
                     )
         except InvalidDataError as error:
             error.indices = tuple(batch.start + row for row in error.indices)
             raise
-        return HEADER + rows_of_fields(fields) + TRAILER
+        return arrays
 
-    def run(self, session: Session, stream: bytes, rows: int, *, careful: bool) -> Landed:
+    def run(
+        self, session: Session, arrays: Sequence[BinaryArray], rows: int, *, careful: bool
+    ) -> Landed:
         """Upsert a batch within a transaction that has begun.
 
         Args:
             session: in that transaction.
-            stream: as `encode` gave it.
-            rows: how many it holds.
+            arrays: as `encode` gave them.
+            rows: how many they hold.
             careful: whether it waits for others who insert the same keys, which costs a third
                 more where `may_race`.
         """
-        session.execute(self._prepare)
-        cursor = session.cursor()
-        with cursor.copy(self._copy) as copy:
-            copy.write(stream)
-        new = session.execute(self._insert).rowcount if self._insert else None
-        cursor = session.execute(self._careful if careful and self.may_race else self._upsert)
+        session.execute(_PLANNING)
+        new = session.execute(self._insert, arrays).rowcount if self._insert else None
+        is_careful = careful and self.may_race
+        cursor = session.execute(self._careful if is_careful else self._upsert, arrays)
         inserted, updated, distinct = cursor.rowcount, 0, rows
         if cursor.description is not None:
             answer = cursor.fetchone()
@@ -220,20 +237,17 @@ class Statements:
         return Landed(inserted, updated, rows - distinct, *identity)
 
 
-_IDENTITY: Final = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text"
-
-
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """The pieces that statements are made of, all quoted.
 
     Attributes:
         table: the table.
-        staged: definitions of the staged columns.
+        rows: the arrays as a table `sent`, whose last column is `nth`.
         names: what is inserted.
         values: from what, out of `given`.
-        given: what the staged columns are read as, cast where they came as text.
-        staged_key: the key among the staged columns.
+        given: what its columns are read as, cast where they came as text.
+        sent_key: the key among them.
         key: the key, out of `given`.
         conflict: the key, of the table.
         same_key: whether a row `there` has the key.
@@ -242,11 +256,11 @@ class _Parts:
     """
 
     table: str
-    staged: str
+    rows: str
     names: str
     values: str
     given: str
-    staged_key: str
+    sent_key: str
     key: str
     conflict: str
     same_key: str
@@ -255,23 +269,23 @@ class _Parts:
 
     @classmethod
     def of(cls, upsert: Upsert, target: Table) -> _Parts:
-        columns = target.columns
-        staged = {name: f"s{number}" for number, name in enumerate(upsert.columns)}
+        sent = {name: f"s{number}" for number, name in enumerate(upsert.columns)}
         # The table may have columns of the same names, which would go before these.
-        given = {name: f"given.{at}" for name, at in staged.items()}
+        given = {name: f"given.{at}" for name, at in sent.items()}
         touch = [quoted(name) for name in upsert.touch]
+        arrays = ", ".join("%b" for _ in sent)
         return cls(
             table=quoted_table(upsert.table),
-            staged=", ".join(f"{staged[each.name]} {staged_type(each)}" for each in columns),
+            rows=f"unnest({arrays}) WITH ORDINALITY AS sent({', '.join(sent.values())}, nth)",
             names=", ".join([*map(quoted, upsert.columns), *touch]),
             values=", ".join([*given.values(), *("now()" for _ in touch)]),
             given=", ".join(
-                staged[each.name]
-                if staged_type(each) == each.sql_type
-                else f"{staged[each.name]}::{each.sql_type} AS {staged[each.name]}"
-                for each in columns
+                sent[each.name]
+                if field_type(each) == each.oid
+                else f"{sent[each.name]}::{each.sql_type} AS {sent[each.name]}"
+                for each in target.columns
             ),
-            staged_key=", ".join(staged[name] for name in upsert.key),
+            sent_key=", ".join(sent[name] for name in upsert.key),
             key=", ".join(given[name] for name in upsert.key),
             conflict=", ".join(map(quoted, upsert.key)),
             same_key=" AND ".join(f"there.{quoted(name)} = {given[name]}" for name in upsert.key),
@@ -281,15 +295,15 @@ class _Parts:
 
     def insert_all(self) -> str:
         """Insert every row; a key that is there is an error."""
-        return (
+        return self._finished(
             f"INSERT INTO {self.table} ({self.names}) SELECT {self.values} "
-            f"FROM (SELECT {self.given} FROM {_STAGED}) AS given ORDER BY {self.key}"
+            f"FROM (SELECT {self.given} FROM {_ROWS}) AS given ORDER BY {self.key}"
         )
 
     def insert_new(self, winner: str, *, careful: bool) -> str:
         """Insert the rows whose key is not there; of several with one key, one."""
         settle = f" ON CONFLICT ({self.conflict}) DO NOTHING" if careful else ""
-        return (
+        return self._finished(
             f"INSERT INTO {self.table} ({self.names}) SELECT {self.values} "
             f"FROM ({self._distinct(winner)}) AS given "
             f"WHERE NOT EXISTS (SELECT FROM {self.table} AS there WHERE {self.same_key}) "
@@ -307,8 +321,8 @@ class _Parts:
         is_new = "false" if is_partitioned else "there.xmax = 0"
         # *= compares the bytes, and takes NULLs for equal: −0 is not 0, and a type need not
         # have an operator =. Without the cast it would be applied column by column.
-        return (
-            f"WITH given AS MATERIALIZED ({self._distinct('ctid DESC')}), "
+        return self._finished(
+            f"WITH given AS MATERIALIZED ({self._distinct('nth DESC')}), "
             f"written AS (INSERT INTO {self.table} AS there ({self.names}) "
             f"SELECT {self.values} FROM given WHERE NOT EXISTS ("
             f"SELECT FROM {self.table} AS there WHERE {self.same_key} "
@@ -322,6 +336,10 @@ class _Parts:
 
     def _distinct(self, winner: str) -> str:
         return (
-            f"SELECT DISTINCT ON ({self.staged_key}) {self.given} FROM {_STAGED} "
-            f"ORDER BY {self.staged_key}, {winner}"
+            f"SELECT DISTINCT ON ({self.sent_key}) {self.given} FROM {_ROWS} "
+            f"ORDER BY {self.sent_key}, {winner}"
         )
+
+    def _finished(self, statement: str) -> str:
+        """Put the rows in; a % in a name is none of the driver's."""
+        return statement.replace("%", "%%").replace(_ROWS, self.rows)
