@@ -9,7 +9,7 @@ import pytest
 
 from tests.postgres.cluster import Cluster
 from tests.postgres.tables import connected, refusing, table
-from tsengine.backends.postgres import bulk_upsert
+from tsengine.backends.postgres import bulk_upsert, upserting
 from tsengine.errors import (
     BatchTooLargeError,
     BulkUpsertCancelledError,
@@ -205,3 +205,17 @@ def test_batches_leave_the_server_to_others(cluster: Cluster, name: str) -> None
     assert caught.value.report.inserted == 10
     options = {"batch_size": 20, "throttle_interval": 600.0}
     assert upsert(cluster, name, 20, policy=options).submitted == 20
+
+
+def test_a_batch_of_too_many_bytes_is_not_even_sent(
+    cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is larger than is sent at once is halved here, as what the server refuses is."""
+    monkeypatch.setattr(upserting, "BYTES_MAX", 4_100)  # 16 bytes a row, and 40 for two arrays
+    report = upsert(cluster, name, 1_000, policy={"batch_size": 1_000, "min_batch_size": 10})
+    assert report.inserted == 1_000
+    assert report.retries == 2
+    assert report.batch_size == 250
+    with pytest.raises(BulkUpsertError) as caught:
+        upsert(cluster, name, 1_000, policy={"batch_size": 1_000})
+    assert isinstance(caught.value.__cause__, BatchTooLargeError)

@@ -59,6 +59,8 @@ ARRAYS: Final = {
 }
 """The type of an array by the type of its elements; these numbers are the same on every server."""
 
+_length: Final = struct.Struct(">i").pack
+
 _JSONB_VERSION: Final = b"\x01"
 
 FixedColumn: TypeAlias = Int64Array | NDArray[np.float64]
@@ -97,12 +99,12 @@ def rows_of_fields(columns: Sequence[Sequence[bytes]]) -> bytes:
 
 def field(content: bytes) -> bytes:
     """Give bytes, or UTF-8 of a text, as a field."""
-    return struct.pack(">i", len(content)) + content
+    return _length(len(content)) + content
 
 
 def jsonb_field(content: bytes) -> bytes:
     """Give UTF-8 of a JSON document as a field of type jsonb."""
-    return struct.pack(">i", len(content) + 1) + _JSONB_VERSION + content
+    return _length(len(content) + 1) + _JSONB_VERSION + content
 
 
 def fixed_fields(column: FixedColumn) -> list[bytes]:

@@ -134,7 +134,7 @@ class RowSource:
                 raise self._misfit(rows, start) from None
         else:
             tuples = rows
-        if any(isinstance(row, (str, bytes)) or len(row) != width for row in rows):
+        if {*map(len, rows)} != {width} or not {str, bytes}.isdisjoint(map(type, rows)):
             raise self._misfit(rows, start)
         return RowBatch(start, tuple(zip(*tuples, strict=True)))
 
