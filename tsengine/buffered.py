@@ -227,6 +227,10 @@ class BufferedEngine(Engine):
     def shares_store(self, other: Engine) -> bool:
         return self.engine.shares_store(other.engine if isinstance(other, type(self)) else other)
 
+    def retained_from(self) -> int:
+        self._check_open()
+        return self.engine.retained_from()
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._flushed().earliest(selector)
 

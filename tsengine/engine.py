@@ -31,10 +31,12 @@ from tsengine.errors import (
     UnsupportedError,
 )
 from tsengine.model import (
+    INT64_MAX,
     INT64_MIN,
     RANGE_END_MAX,
     DataPoint,
     DurationLike,
+    ForwardClock,
     GroupedBatch,
     Labels,
     PointLike,
@@ -262,6 +264,7 @@ class Engine(WriteBufferHandler):
         if self.options.retention is not None:
             self.require(Capability.RETENTION)
         self._clock_ns = clock_ns
+        self._forward_clock = ForwardClock(clock_ns)
         self._adopt_options(self.options)
         self._state = _State.NEW
         self._holds_store = False  # from open() until `_close` has returned
@@ -668,6 +671,17 @@ class Engine(WriteBufferHandler):
         """Tell how much the store holds."""
         self._check_open()
         return self._stats()
+
+    def retained_from(self) -> int:
+        """Give the earliest timestamp that retention shows at this moment, INT64_MIN for all.
+
+        What a read that began earlier has shown of before that may be incomplete.
+        """
+        self._check_open()
+        if self.options.retention is None:
+            return INT64_MIN
+        horizon = self._forward_clock() - self.options.retention
+        return min(max(horizon, INT64_MIN), INT64_MAX)
 
     def high_water(self, producer: str) -> ProducerMark | None:
         """Give the highest mark committed by a producer, None where there is none.

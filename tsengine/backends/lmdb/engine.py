@@ -295,6 +295,10 @@ class LmdbEngine(Engine):
             return iter(())
         return self._scan_batches(resolved, first, last, grouped=True)
 
+    def retained_from(self) -> int:
+        self._check_open()
+        return self._store.retained_from()
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._edges(selector, newest=False)
 
