@@ -33,6 +33,24 @@ class Changes(NamedTuple):
     gone: Int64Array
 
 
+def is_unchanged(results: SeriesBatch, stored: SeriesBatch | None, function: str) -> bool:
+    """Tell whether results are what is stored, no more and no less, as nearly all are.
+
+    Takes a third of what `changes` does; arguments are the same.
+    """
+    return (
+        stored is not None
+        and len(stored) == len(results)
+        and bool((stored.timestamps == results.timestamps).all())
+        and bool(_are_same(results.values, stored.values, _base_of(function)).all())
+    )
+
+
+def _base_of(function: str) -> str:
+    """Give the name of a function without its argument."""
+    return function.partition("(")[0]
+
+
 def changes(results: SeriesBatch, stored: SeriesBatch | None, function: str) -> Changes:
     """Compare results with what is stored.
 
@@ -50,7 +68,7 @@ def changes(results: SeriesBatch, stored: SeriesBatch | None, function: str) -> 
     is_other = np.zeros(len(results), bool)
     rows = np.flatnonzero(there)
     ours, theirs = results.values[rows], stored.values[places[rows]]
-    is_other[rows] = ~_are_same(ours, theirs, function.partition("(")[0])
+    is_other[rows] = ~_are_same(ours, theirs, _base_of(function))
     is_gone = np.ones(len(stored), bool)
     is_gone[places[rows]] = False
     return Changes(~there, is_other, stored.timestamps[is_gone])
@@ -72,7 +90,10 @@ def _are_same(ours: ValueArray, theirs: ValueArray, function: str) -> BoolArray:
     one, other = ours.astype(np.float64, copy=False), theirs.astype(np.float64, copy=False)
     if function in ("first", "last"):
         return cast("BoolArray", one.view(np.int64) == other.view(np.int64))
-    same: BoolArray = (one == other) | (np.isnan(one) & np.isnan(other))
+    same: BoolArray = one == other
+    if same.all():  # as nearly always
+        return same
+    same |= np.isnan(one) & np.isnan(other)
     if function in _ROUNDED:
         with np.errstate(invalid="ignore", over="ignore"):  # infinities are no near miss
             same |= np.abs(one - other) <= _ROUNDING * np.abs(other)

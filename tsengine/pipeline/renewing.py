@@ -16,7 +16,7 @@ from tsengine.errors import (
     TsEngineError,
 )
 from tsengine.model import INT64_MAX, Int64Array, Labels, ProducerMark, SeriesBatch
-from tsengine.pipeline.differing import BoolArray, Changes, changes
+from tsengine.pipeline.differing import BoolArray, Changes, changes, is_unchanged
 from tsengine.pipeline.rollup_report import RollupReport
 from tsengine.pipeline.spans import Task, caps_of, float_results, spans
 from tsengine.pipeline.storing import Deadline, Rejected, Storing
@@ -174,6 +174,10 @@ class Renewing:
         """Add what a series of results needs to what a span needs."""
         if len(batch):
             self._series.add(batch.labels)
+        found.results += len(batch)
+        if found.marked is not None and is_unchanged(batch, stored, function):
+            found.unchanged += len(batch)
+            return
         change = changes(batch, stored, function)
         is_kept = np.zeros(len(batch), bool)
         if change.is_other.any() and not self._task.follows_deletes:
@@ -186,7 +190,6 @@ class Renewing:
         good = ~is_kept & is_storable
         if found.marked is None and good.any():
             found.marked = _rows(batch, np.flatnonzero(good)[:1])
-        found.results += len(batch)
         found.kept += int(is_kept.sum())
         found.refused += int((~is_storable).sum())
         found.unchanged += int((~change.is_new & ~change.is_other).sum())

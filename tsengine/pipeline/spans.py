@@ -148,15 +148,20 @@ def _looked_at(task: Task) -> list[tuple[Engine, Selector]]:
 def _windows_at_once(task: Task, begin: int, end: int) -> int:
     """Give how many windows a span is to have."""
     windows = (end - begin) // task.every
-    series = results = points = 0
+    series = results = 0
     for each in task.rolled.passes:
         listed = list(task.source.series(each.selector))
         series += len(listed)
         results += len(set(map(task.group, listed))) * len(each.names)
-        for batch in task.source.aggregate(
-            each.selector, begin, end, functions=["count"], group_by=[]
-        ):
-            points += int(batch.values[0])
+    most = max(POINTS_MAX, series * SERIES_POINTS_MIN)
+    points = task.source.stats().points
+    if points > most:  # else it does not matter how many are selected
+        points = sum(
+            int(batch.values[0])
+            for each in task.rolled.passes
+            for batch in task.source.aggregate(
+                each.selector, begin, end, functions=["count"], group_by=[]
+            )
+        )
     by_rows = ROWS_MAX // max(results, 1)
-    by_points = windows * max(POINTS_MAX, series * SERIES_POINTS_MIN) // max(points, 1)
-    return max(1, min(by_rows, by_points, windows))
+    return max(1, min(by_rows, windows * most // max(points, 1), windows))
