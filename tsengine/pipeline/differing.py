@@ -14,9 +14,10 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 _ROUNDED: Final = frozenset({"sum", "mean", "variance", "stddev", "delta", "increase", "rate"})
 """Functions that add floats, which rounds by how rows lie in blocks: a merge changes that."""
 
-_ROUNDING: Final = 2.0**-49
-"""Eight units in the last place at most, by which two sums of the same rows seldom differ by more.
-Where they do, the second is stored, which is as good as the first."""
+_ROUNDING: Final = 2.0**-44
+"""By how much of themselves two sums of the same rows may differ: 256 units in the last place. 46
+were seen, of 20,000 numbers around 0. Sums of numbers that cancel out further may differ by more;
+then the second is stored, which is as good as the first."""
 
 
 class Changes(NamedTuple):
