@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import inspect
 import random
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
@@ -18,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tsengine
-from tests.test_aio import Gate, Gated, passes, run
+from tests import aio_setting
+from tests.aio_setting import Gate, Gated, fail, passes, run
 from tests.test_pipeline import (
     AT_ONCE,
     NEVER_AGAIN,
@@ -583,6 +583,43 @@ def test_a_cancelled_copy_waits_for_its_commit() -> None:
     run(main)
 
 
+def test_a_source_that_is_closing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation that reaches the loop while the source is closed does not interrupt that."""
+    late: list[Callable[[], object]] = []
+    closed: list[bool] = []
+
+    def fails(progress: object) -> None:
+        raise ZeroDivisionError
+
+    async def endless() -> AsyncIterator[Row]:
+        try:
+            while True:
+                yield SERIES[0], 1, 1.0
+        finally:
+            for cancel in late:
+                cancel()
+            await passes()
+            closed.append(True)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        schedule = loop.call_soon_threadsafe
+
+        def hold_back(callback: Callable[..., object], *given: Any, **context: Any) -> Any:
+            if "cancel" in getattr(callback, "__name__", ""):
+                late.append(callback)
+                return None
+            return schedule(callback, *given, **context)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", hold_back)
+        with sums() as target:
+            copy = aio.copy(endless(), target, points_max=1, progress_interval=0, progress=fails)
+            assert isinstance(await fail(copy), CopyError)
+        assert closed
+
+    run(main)
+
+
 def test_a_source_that_waits_is_cancelled_and_closed() -> None:
     """One that would never give anything more does not keep a cancelled copy."""
 
@@ -676,7 +713,7 @@ def test_a_timeout_is_for_the_whole_copy() -> None:
         source = Source([], forever)
         with sums() as target, pytest.raises(CopyTimeoutError):
             await aio.copy(source, target, timeout=0.01)
-        assert source.is_closed
+        assert source.is_closed or source.loop is None  # its time may end before the source begins
 
     run(main)
 
@@ -794,7 +831,7 @@ def test_cancelled_anywhere_and_resumed_each_point_is_stored_once(seed: int) -> 
 def test_a_source_in_another_loop_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the queue fails when the source is iterated in a loop of the reader."""
     monkeypatch.setattr(copying, "InLoop", lambda source, loop: source)
-    monkeypatch.setattr(sys.modules["tests.test_aio"], "LONGEST_RUN", 5.0)
+    monkeypatch.setattr(aio_setting, "LONGEST_RUN", 5.0)
     with pytest.raises((CopyError, RuntimeError, TimeoutError)):
         test_a_source_of_the_callers_loop_is_copied()
 

@@ -193,10 +193,12 @@ def _column(
         _refuse(function, (high >= 2**31) | (high < -(2**31)), table, groups, _sum_of)
         return (high << 32) + low
     if base == "sum":
-        return np.where(numbers > 0, sums(statistics), np.nan)
+        total = sums(statistics)
+        return total if numbers is statistics["rows"] else np.where(numbers > 0, total, np.nan)
     if base == "mean":
+        means = sums(statistics) / numbers
         # 0/0 is a NaN with a sign on some processors, which is not the one that we answer.
-        return np.where(numbers > 0, sums(statistics) / numbers, np.nan)
+        return means if numbers is statistics["rows"] else np.where(numbers > 0, means, np.nan)
     squares = cast("FloatArray", statistics["squares"])
     variance = np.where(numbers > 1, squares / (numbers - 1), np.nan)
     return np.sqrt(variance) if base == "stddev" else variance

@@ -74,8 +74,13 @@ class Reader:
         with self._lock:
             self._is_stopped = True
             if self._task is not None:
-                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+                self._task.get_loop().call_soon_threadsafe(self._cancel)
         self._thread.join()
+
+    def _cancel(self) -> None:
+        """Cancel the task that reads, in its loop, unless it closes its source already."""
+        if self._task is not None:
+            self._task.cancel()
 
     def _run(self) -> None:
         error: BaseException | None = None

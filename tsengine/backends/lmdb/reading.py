@@ -523,6 +523,14 @@ class BlockReader:
         """
         if not cursor.set_key(key):
             raise CorruptionError(f"{describe(key)} is missing")
+        return self.block_at(cursor, key)
+
+    def block_at(self, cursor: lmdb.Cursor, key: bytes) -> memoryview:
+        """Give the block on which a cursor stands, verified.
+
+        Raises:
+            CorruptionError: it is damaged.
+        """
         block = cast("memoryview", cursor.value())
         if key not in self._verified:
             self._verify(key, block, read_header(key, block))

@@ -113,7 +113,7 @@ def _read_regular(
     step = regular_step(header)
     if header.segments > 1 or not step or not header.t_min <= start < end - 1 <= header.t_max:
         return None
-    block = store.reader.block(cursor, key)
+    block = store.reader.block_at(cursor, key)
     first, last = -((header.t_min - start) // step), -((header.t_min - end) // step)
     if first >= last:
         return None
