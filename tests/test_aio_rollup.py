@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tsengine
-from tests.test_aio import Gate, Gated, run
+from tests.aio_setting import Gate, Gated, run
 from tests.test_rollup import SERIES, held
 from tsengine import RollupReport, aio
 from tsengine.backends.memory import MemoryEngine
