@@ -231,6 +231,9 @@ class BufferedEngine(Engine):
         self._check_open()
         return self.engine.retained_from()
 
+    def changed_since(self, moment: object) -> tuple[object, list[tuple[int, int]] | None]:
+        return self._flushed().changed_since(moment)
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._flushed().earliest(selector)
 

@@ -683,6 +683,19 @@ class Engine(WriteBufferHandler):
         horizon = self._forward_clock() - self.options.retention
         return min(max(horizon, INT64_MIN), INT64_MAX)
 
+    def changed_since(self, moment: object) -> tuple[object, list[tuple[int, int]] | None]:
+        """Tell in which ranges of time rows may have changed since a moment.
+
+        Args:
+            moment: what an earlier call to this very engine gave; None for none.
+
+        Returns:
+            The moment of this call, and ranges `[start, end)` that cover all that was written or
+            deleted since the other; None where that is not known, as by default it never is.
+        """
+        self._check_open()
+        return None, None
+
     def high_water(self, producer: str) -> ProducerMark | None:
         """Give the highest mark committed by a producer, None where there is none.
 

@@ -18,7 +18,7 @@ from tsengine.errors import (
 from tsengine.model import INT64_MAX, Int64Array, Labels, ProducerMark, SeriesBatch
 from tsengine.pipeline.differing import BoolArray, Changes, changes, is_unchanged
 from tsengine.pipeline.rollup_report import RollupReport
-from tsengine.pipeline.spans import Task, caps_of, float_results, spans
+from tsengine.pipeline.spans import Known, Task, caps_of, float_results, spans
 from tsengine.pipeline.storing import Deadline, Rejected, Storing
 
 OnRollup: TypeAlias = Callable[[RollupReport], object]
@@ -60,6 +60,10 @@ class Renewing:
         deadline: when to end.
         producer: name of the mark.
         progress: is called after each span.
+        known: by an earlier run of this task and process.
+
+    Attributes:
+        known: by this one, once it is done.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class Renewing:
         deadline: Deadline,
         producer: str,
         progress: OnRollup | None,
+        known: Known | None,
     ) -> None:
+        self.known = known
         self._task = task
         self._storing = storing
         self._deadline = deadline
@@ -84,7 +90,9 @@ class Renewing:
         """Do it; raises as `rollup` does."""
         self._check_patience()
         self._attempt("target", self._load_mark)
-        looked_at = self._attempt("source", lambda: spans(self._task, self._mark))
+        looked_at, known = self._attempt(
+            "source", lambda: spans(self._task, self._mark, self.known)
+        )
         self._floats = self._attempt("source", lambda: float_results(self._task))
         if looked_at:
             self._report = replace(self._report, start=looked_at[0][0], end=looked_at[-1][1])
@@ -101,6 +109,7 @@ class Renewing:
                 side="target",
                 rejections=self._rejected,
             ) from error
+        self.known = known
         return self._told()
 
     def _load_mark(self) -> None:

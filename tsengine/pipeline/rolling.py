@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 from tsengine.aggregation import Aggregation, aggregation
@@ -26,7 +27,7 @@ from tsengine.model import (
 from tsengine.pipeline.renewing import OnRollup, Renewing
 from tsengine.pipeline.rolled import Rolled
 from tsengine.pipeline.rollup_report import RollupReport
-from tsengine.pipeline.spans import Task, caps_of
+from tsengine.pipeline.spans import Known, Task, caps_of
 from tsengine.pipeline.storing import Deadline, Storing
 from tsengine.retry import RetryPolicy
 from tsengine.selectors import Selector, SelectorLike, to_selector
@@ -96,7 +97,8 @@ def rollup(
             come out as those of the points would. Windows have to be made of whole ones of it.
         lookback: only looks at windows from so long before the end of what was rolled up,
             so that a run does not read what is older. Later changes of that go unseen, and so do
-            new series with old points. Without it all that the source still has is read.
+            new series with old points. Without it all that the source still has is read, but by a
+            further run in one process only where LMDB, on both sides, says that it has changed.
         follow_deletes: whether results go when all their points have gone. For sources that lose
             points by retention alone, or by deletes that results are to follow.
         producer: name of the mark by which the target knows how far it is rolled up; made of
@@ -143,8 +145,9 @@ def rollup(
         name=name,
         of=length_read,
     )
+    identity = _identity(resolved, asked, name, length_read)
     if producer is None:
-        producer = _producer(resolved, asked, name, length_read)
+        producer = identity
     check_producer(producer)
     length_back = None if lookback is None else _length("lookback", lookback)
     if length_back is not None and not target.marks_producers:
@@ -168,7 +171,23 @@ def rollup(
     )
     policy = RetryPolicy() if retry is None else retry
     storing = Storing(target, policy, deadline, producer, clock)
-    return Renewing(task, storing, deadline, producer, progress).run()
+    with _lock:
+        all_known = _known.setdefault(source, weakref.WeakKeyDictionary()).setdefault(target, {})
+    key = (identity, follow_deletes)
+    renewing = Renewing(task, storing, deadline, producer, progress, all_known.get(key))
+    report = renewing.run()
+    if renewing.known is not None:
+        all_known[key] = renewing.known
+    return report
+
+
+_known: weakref.WeakKeyDictionary[
+    Engine, weakref.WeakKeyDictionary[Engine, dict[tuple[str, bool], Known]]
+] = weakref.WeakKeyDictionary()
+"""What earlier runs know, for as long as both engines are there."""
+
+_lock = threading.Lock()
+"""Guards the keys of `_known`."""
 
 
 def _length(option: str, given: DurationLike) -> int:
@@ -199,7 +218,7 @@ def _check_stores(source: Engine, target: Engine, *, follow_deletes: bool, merge
         )
 
 
-def _producer(selector: Selector, asked: Aggregation, name: str | None, of: int | None) -> str:
+def _identity(selector: Selector, asked: Aggregation, name: str | None, of: int | None) -> str:
     """Give a name that is the same for the same results."""
     told = (
         str(selector),

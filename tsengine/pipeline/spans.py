@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from tsengine.aggregation import window_of
 from tsengine.engine import Engine
-from tsengine.model import Labels, ValueKind, duration_text
+from tsengine.model import RANGE_END_MAX, Labels, ValueKind
 from tsengine.pipeline.rolled import Rolled
 from tsengine.selectors import Selector
 
@@ -75,47 +75,99 @@ class Task:
         return Labels({name: labels[name] for name in names if name in labels})
 
 
+class Known(NamedTuple):
+    """What a run has looked at, kept in memory for the next one.
+
+    Attributes:
+        bound: windows that begin before were not looked at.
+        end: nor those from there on.
+        source, target: the moments, as `Engine.changed_since` gives them, before that.
+    """
+
+    bound: int
+    end: int
+    source: object
+    target: object
+
+
 def caps_of(engine: Engine) -> list[str]:
     """Give the options by which a store evicts points."""
     return [name for name in _CAPS if engine.backend_options.get(name) is not None]
 
 
-def spans(task: Task, mark: int | None) -> list[Span]:
-    """Give the spans to be looked at, by time.
+def spans(task: Task, mark: int | None, known: Known | None) -> tuple[list[Span], Known | None]:
+    """Give the spans to be looked at, by time, and what is known when they have been.
 
     Args:
         task: what is to be rolled up.
         mark: the end of what earlier runs have rolled up; None where there was none.
+        known: by an earlier run of this task and process.
     """
     source, target = task.source, task.target
-    begin = max(task.start, source.retained_from(), target.retained_from())
-    begin = task.next_window(begin)
+    # Before anything is read: what changes from here on the next run is told of.
+    moments, changed = _changes(task, known)
+    bound = max(task.start, source.retained_from(), target.retained_from())
+    bound = task.next_window(bound)
     end = task.window(min(task.end, source.rules.clock_ns()))
     if task.lookback is not None and mark is not None:
-        begin = max(begin, task.window(mark - task.lookback))
+        bound = max(bound, task.window(mark - task.lookback))
     looked = _looked_at(task)
     firsts = [point.timestamp for engine, selector in looked for point in engine.earliest(selector)]
-    if firsts:
-        begin = max(begin, task.window(min(firsts)))
-    if not firsts or begin >= end:
-        return []
+    if not firsts or (begin := max(bound, task.window(min(firsts)))) >= end:
+        return [], known
     length = _windows_at_once(task, begin, end) * task.every
-    begins: Iterable[int] = range(begin, end, length)
-    if (end - begin) // length >= SPANS_MAX:
-        filled: set[int] = set()
-        for engine, selector in looked:
-            for batch in engine.aggregate(
-                selector,
-                begin,
-                end,
-                functions=["count"],
-                every=duration_text(length),
-                group_by=[],
-                origin=begin,
-            ):
-                filled.update(batch.timestamps.tolist())
-        begins = sorted(filled)
-    return [(one, min(one + length, end)) for one in begins]
+    stretches = [(begin, end)]
+    if known is not None and changed is not None and known.bound <= bound:
+        stretches = _stretches(task, [*changed, (known.end, RANGE_END_MAX)], begin, end)
+    found: list[Span] = []
+    for first, last in stretches:
+        begins: Iterable[int] = range(first, last, length)
+        if (last - first) // length >= SPANS_MAX:
+            begins = _filled(looked, first, last, length)
+        found += [(one, min(one + length, last)) for one in begins]
+    return found, Known(bound, end, *moments)
+
+
+def _changes(task: Task, known: Known | None) -> tuple[tuple[object, object], list[Span] | None]:
+    """Give the moment of both stores, and where one of them changed; None for unknown."""
+    source, of_source = task.source.changed_since(known and known.source)
+    target, of_target = task.target.changed_since(known and known.target)
+    if of_source is None or of_target is None:
+        return (source, target), None
+    return (source, target), [*of_source, *of_target]
+
+
+def _stretches(task: Task, ranges: Iterable[Span], begin: int, end: int) -> list[Span]:
+    """Give the windows of ranges, within bounds, as few stretches."""
+    stretches: list[Span] = []
+    for start, stop in sorted(ranges):
+        first, last = max(task.window(start), begin), min(task.next_window(stop), end)
+        if first >= last:
+            continue
+        if stretches and first <= stretches[-1][1]:
+            stretches[-1] = (stretches[-1][0], max(last, stretches[-1][1]))
+        else:
+            stretches.append((first, last))
+    return stretches
+
+
+def _filled(
+    looked: Iterable[tuple[Engine, Selector]], begin: int, end: int, length: int
+) -> list[int]:
+    """Give where those spans begin that have rows."""
+    filled: set[int] = set()
+    for engine, selector in looked:
+        for batch in engine.aggregate(
+            selector,
+            begin,
+            end,
+            functions=["count"],
+            every=f"{length}ns",
+            group_by=[],
+            origin=begin,
+        ):
+            filled.update(batch.timestamps.tolist())
+    return sorted(filled)
 
 
 def float_results(task: Task) -> set[Labels]:

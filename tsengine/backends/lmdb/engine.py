@@ -299,6 +299,12 @@ class LmdbEngine(Engine):
         self._check_open()
         return self._store.retained_from()
 
+    def changed_since(self, moment: object) -> tuple[object, list[tuple[int, int]] | None]:
+        self._check_open()
+        with self._store.moment() as (_, manifest):
+            pass
+        return manifest, manifest.changed_since(moment) if isinstance(moment, Manifest) else None
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._edges(selector, newest=False)
 
