@@ -27,6 +27,9 @@
     │   └── CopyCancelledError (CancelledError)   `cancel` was set
     ├── BulkUpsertError                    rows written to a table stopped: what had landed
     │   └── BulkUpsertCancelledError (CancelledError)   `cancel` was set
+    ├── RollupError                        a rollup stopped, or left results out
+    │   ├── RollupTimeoutError (WaitTimeoutError)   it took longer than `timeout`
+    │   └── RollupCancelledError (CancelledError)   `cancel` was set
     ├── DifferenceError                    two stores do not hold the same
     ├── LifecycleError
     │   ├── NotOpenError                   used before open or after close
@@ -65,6 +68,7 @@ if TYPE_CHECKING:  # for signatures alone: these stand above this module
     from tsengine.metrics import BulkUpsertReport
     from tsengine.model import DataPoint, WriteReceipt
     from tsengine.pipeline.progress import CopyReport
+    from tsengine.pipeline.rollup_report import RollupReport
     from tsengine.pipeline.verifying import Difference
 
 
@@ -434,6 +438,46 @@ class BulkUpsertError(TsEngineError):
 
 class BulkUpsertCancelledError(BulkUpsertError, CancelledError):
     """Is raised when `cancel` was set during a bulk upsert."""
+
+
+class RollupError(TsEngineError):
+    """Is raised when a rollup stops, or is done but for results that cannot be stored.
+
+    Its cause is what stopped it, or what is wrong with the first of those results. Run again, it
+    goes on, and looks at those again.
+
+    Attributes:
+        report: what had been done by then.
+        side: where it failed, as in a CopyError; results that cannot be stored are a failure of
+            the `"target"`.
+        rejections: some of the results that cannot be stored, with what is wrong with them, by
+            error. `report.rejected` counts all.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        report: RollupReport,
+        side: Literal["source", "target", "caller"],
+        rejections: Sequence[tuple[Sequence[DataPoint], Exception]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.report = report
+        self.side = side
+        self.rejections = tuple((list(points), error) for points, error in rejections)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the report."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class RollupTimeoutError(RollupError, WaitTimeoutError):
+    """Is raised when a rollup took longer than `timeout`; run again, it goes on."""
+
+
+class RollupCancelledError(RollupError, CancelledError):
+    """Is raised when `cancel` was set during a rollup; run again, it goes on."""
 
 
 class DifferenceError(TsEngineError):
