@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 from tsengine.aggregation import Aggregation, aggregate_batches
 from tsengine.backends.postgres import marks, reading, schema
@@ -16,7 +16,7 @@ from tsengine.backends.postgres.checking import check_store
 from tsengine.backends.postgres.connecting import CONNECTION_OPTIONS, GRACE_SECONDS, Database
 from tsengine.backends.postgres.location import Location, libpq_options
 from tsengine.backends.postgres.packing import int8s
-from tsengine.backends.postgres.partitions import Partitions
+from tsengine.backends.postgres.partitions import Partitions, width_for
 from tsengine.backends.postgres.session import Session, Watch
 from tsengine.backends.postgres.writing import Commit, RepeatError, Way, Writer
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
@@ -45,12 +45,12 @@ from tsengine.model.rules import ForwardClock
 from tsengine.options import STORE_OPTIONS, nanoseconds
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
+from tsengine.staging import Staging
+
+_T = TypeVar("_T")
 
 SCHEMA: Final = "tsengine"
 """The schema of a store, where none is given."""
-
-PARTITION_WIDTH: Final = 7 * 86_400 * 10**9
-"""The width of partitions, where none is given: a week, nanoseconds."""
 
 TIMEOUT: Final = 30.0
 """Seconds that a commit or a step of a read may take, where nothing else is given."""
@@ -82,7 +82,8 @@ class PostgresEngine(Engine):
         location: `user:password@host:port/database`, as in a URL, each part optional.
         schema: where the tables are; created where it is not there.
         partition_width: the time that one partition of the points holds, of a store that is
-            created: a `timedelta` or text.
+            created: a `timedelta` or text; a week where not given, or an eighth of the retention
+            where that is shorter, but at least an hour.
         pool_size: as `Database`.
         statement_timeout: as `Database`.
         lock_timeout: as `Database`.
@@ -141,7 +142,7 @@ class PostgresEngine(Engine):
                     )
             elif found is None or not found.is_present:
                 with database.transaction(doing="creating the store") as session:
-                    width = int(str(self._width_given or PARTITION_WIDTH))
+                    width = int(str(self._width_given or width_for(self.options.retention)))
                     found = schema.create(session, self._schema, self.options, width)
             self._adopt_options(found.options)
             if self._width_given not in (None, found.partition_width):
@@ -183,14 +184,22 @@ class PostgresEngine(Engine):
                 return receipt
 
     def _kind(self, labels: Labels) -> ValueKind | None:
-        try:
-            with self._database.session() as session:
-                return self._catalogue.kind(session, labels)
-        except ServerTimeoutError:
-            raise
-        except ServerConnectionError:  # lost while it was idle; a transaction replaces it
-            with self._reading() as session:
-                return self._catalogue.kind(session, labels)
+        return self._asking(lambda session: self._catalogue.kind(session, labels))
+
+    def _new_staging(self) -> Staging:
+        self._check_writable()
+        is_fresh = False
+
+        def kind_of(labels: Labels) -> ValueKind | None:
+            # One round trip for each series would be most of what a batch of integers takes.
+            nonlocal is_fresh
+            if not is_fresh:
+                self._asking(self._catalogue.refresh)
+                is_fresh = True
+            known = self._catalogue.known_kind(labels)
+            return self._kind(labels) if known is None else known
+
+        return Staging(self.rules, self.options.duplicate_policy, kind_of)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
         with self._reading() as session:
@@ -340,6 +349,17 @@ class PostgresEngine(Engine):
         with self._reading() as session:
             found = self._catalogue.resolve(session, resolved)
             return reading.edges(session, self._catalogue, found, horizon, newest=newest)
+
+    def _asking(self, ask: Callable[[Session], _T]) -> _T:
+        """Ask what takes one statement, without a transaction around it."""
+        try:
+            with self._database.session() as session:
+                return ask(session)
+        except ServerTimeoutError:
+            raise
+        except ServerConnectionError:  # lost while it was idle; a transaction replaces it
+            with self._reading() as session:
+                return ask(session)
 
     def _renew(self, session: Session) -> None:
         """Give the next statement of a long read its time, however long the read takes in all.
