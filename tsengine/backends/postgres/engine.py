@@ -21,6 +21,7 @@ from tsengine.backends.postgres.session import Session, Watch
 from tsengine.backends.postgres.writing import Commit, RepeatError, Way, Writer
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
 from tsengine.errors import (
+    FormatVersionError,
     ServerConnectionError,
     ServerTimeoutError,
     StoreOptionError,
@@ -57,6 +58,9 @@ TIMEOUT: Final = 30.0
 
 _SECONDS_A_POINT: Final = 20e-6
 """What each point of a commit adds to that: several times what it takes, as a rule."""
+
+_BYTES_A_SECOND: Final = 4e6
+"""Of the store, by which a delete or a check is given more time: some 50,000 points."""
 
 _CHUNK: Final = 4_096
 """Labels that a listing reads at once."""
@@ -140,6 +144,11 @@ class PostgresEngine(Engine):
                     raise StorePathError(
                         f"{self.location} holds no store, and read_only=True creates none"
                     )
+                if not found.is_present:
+                    raise FormatVersionError(
+                        f"{self.location} holds a store of version {found.version}, and "
+                        "read_only=True changes none; open it for writing once"
+                    )
             elif found is None or not found.is_present:
                 with database.transaction(doing="creating the store") as session:
                     width = int(str(self._width_given or width_for(self.options.retention)))
@@ -202,9 +211,10 @@ class PostgresEngine(Engine):
         return Staging(self.rules, self.options.duplicate_policy, kind_of)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
-        with self._reading() as session:
+        with self._reading(is_long=True) as session:
             ids = self._catalogue.resolve(session, selector).ids.tolist()
             for first in range(0, len(ids), _CHUNK):
+                self._renew(session)
                 yield from self._catalogue.labels_of(session, ids[first : first + _CHUNK])
 
     def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
@@ -217,7 +227,7 @@ class PostgresEngine(Engine):
             yield from reading.scan(session, self._catalogue, found, start, end, renew)
 
     def _delete(self, selector: Selector, start: int, end: int) -> int:
-        with self._writing("deleting points", alone=True) as (session, _):
+        with self._writing("deleting points", alone=True, timeout=self._for_all()) as (session, _):
             ids = self._catalogue.resolve(session, selector).ids
             if not len(ids):
                 return 0
@@ -309,7 +319,7 @@ class PostgresEngine(Engine):
             CorruptionError: names the first series or point that is not as the store keeps it.
         """
         self._check_open()
-        with self._reading(is_long=True) as session:
+        with self._reading(timeout=self._for_all()) as session:
             check_store(session)
         super().check()
 
@@ -335,6 +345,10 @@ class PostgresEngine(Engine):
         if self.options.retention is None:
             return INT64_MIN
         return min(max(now_ns - self.options.retention, INT64_MIN), INT64_MAX)
+
+    def _for_all(self) -> float:
+        """Give the seconds that may be taken by what goes over all points."""
+        return self._timeout + self._size() / _BYTES_A_SECOND
 
     def _size(self) -> int:
         with self._reading() as session:
@@ -371,16 +385,18 @@ class PostgresEngine(Engine):
         session.watch = Watch(self._timeout + GRACE_SECONDS)
 
     @contextlib.contextmanager
-    def _reading(self, *, is_long: bool = False) -> Iterator[Session]:
+    def _reading(self, *, is_long: bool = False, timeout: float | None = None) -> Iterator[Session]:
         """Begin a transaction that sees one snapshot.
 
         Args:
             is_long: whether it waits for a caller who may take his time between statements.
+            timeout: seconds that it may take; None for the usual.
         """
         with self._database.transaction(
             doing="reading",
             isolation="repeatable read",
             read_only=True,
+            timeout=timeout,
             opening=schema.open_read(self._schema) + (_MAY_PAUSE if is_long else ""),
         ) as session:
             yield session
