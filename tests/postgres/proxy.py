@@ -19,7 +19,9 @@ from typing import Final, Literal, Self
 _COMMIT: Final = b"COMMIT\0"
 _CHUNK: Final = 65_536
 
-Fault = Literal["", "cut before commit", "cut after commit", "swallow commit", "black hole"]
+Fault = Literal[
+    "", "cut before commit", "cut after commit", "swallow commit", "swallow and cut", "black hole"
+]
 
 
 class Proxy:
@@ -112,14 +114,17 @@ class Proxy:
                     if is_swallowing and side is client:
                         self._stopping.wait()  # the server is not told that the client is gone
                     return
-                if is_swallowing or self.fault == "black hole":
+                fault = self.fault  # which may be healed as soon as it is counted
+                if is_swallowing or fault == "black hole":
                     continue
-                if side is client and data.endswith(_COMMIT) and self.fault:
+                if side is client and data.endswith(_COMMIT) and fault:
                     self._count()
-                    if self.fault == "cut before commit":
+                    if fault in ("cut before commit", "swallow and cut"):
                         _reset(client)
+                        if fault == "swallow and cut":
+                            self._stopping.wait()
                         return
-                    is_swallowing = self.fault == "swallow commit"
+                    is_swallowing = fault == "swallow commit"
                     is_committing = not is_swallowing
                 elif side is server and is_committing:
                     _reset(client)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -94,8 +95,37 @@ def count(connection: Connection, name: str) -> int:
     return int(row[0])
 
 
+@contextlib.contextmanager
+def changing(proxy: Proxy, then: Fault) -> Iterator[None]:
+    """Change the fault of a proxy as soon as it has done the first one to a connection."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            if proxy.faults:
+                proxy.fault = then
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def harmed(proxy: Proxy, fault: Fault) -> Iterator[tuple[int, str]]:
+    """Give 500 rows, and have the COMMIT of the second batch of 100 go wrong."""
+    for k, row in enumerate(rows(500)):
+        if k == 150:
+            proxy.fault = fault
+        yield row
+
+
 @pytest.mark.parametrize("on_conflict", ["update", "ignore", "error"])
-@pytest.mark.parametrize("fault", ["cut before commit", "cut after commit", "swallow commit"])
+@pytest.mark.parametrize(
+    "fault", ["cut before commit", "cut after commit", "swallow and cut", "swallow commit"]
+)
 def test_a_commit_whose_connection_is_lost_counts_once(
     durable: Cluster,
     proxy: Proxy,
@@ -105,32 +135,30 @@ def test_a_commit_whose_connection_is_lost_counts_once(
     on_conflict: Any,
 ) -> None:
     """Whether the commit landed or not, each row is stored once and counted as what it was."""
-    heal = threading.Event()
-
-    def healing() -> None:
-        while not heal.wait(0.001):
-            if proxy.faults:
-                proxy.fault = ""
-
-    healer = threading.Thread(target=healing)
-    healer.start()
-
-    def given() -> Iterator[tuple[int, str]]:
-        for k, row in enumerate(rows(500)):
-            if k == 150:
-                proxy.fault = fault
-            yield row
-
-    try:
-        url = durable.url(port=proxy.port, **NO_TLS)
-        report = upsert(url, name, given(), on_conflict=on_conflict, policy={"timeout": 2.0})
-    finally:
-        heal.set()
-        healer.join()
+    url = durable.url(port=proxy.port, **NO_TLS)
+    with changing(proxy, ""):
+        report = upsert(
+            url, name, harmed(proxy, fault), on_conflict=on_conflict, policy={"timeout": 4.0}
+        )
     assert proxy.faults == 1
-    assert (report.inserted, report.updated, report.unchanged) == (500, 0, 0)
-    assert report.retries == (0 if fault == "cut after commit" else 1)
+    retries = 0 if fault == "cut after commit" else 1
+    assert report == BulkUpsertReport(500, 500, batches=5, retries=retries, batch_size=100)
     assert count(connection, name) == 500
+
+
+@pytest.mark.parametrize("fault", ["cut before commit", "cut after commit"])
+def test_a_commit_that_nobody_can_tell_of_ends_the_call(
+    durable: Cluster, proxy: Proxy, connection: Connection, name: str, fault: Fault
+) -> None:
+    """Where the server cannot be asked any more the doubt is told, and nothing is tried again."""
+    url = durable.url(port=proxy.port, connect_timeout=1, **NO_TLS)
+    policy = {"timeout": 1.0, "backoff_max": 0.01}
+    with changing(proxy, "black hole"), pytest.raises(BulkUpsertError, match="100 more") as caught:
+        upsert(url, name, harmed(proxy, fault), policy=policy)
+    report = caught.value.report
+    assert report == BulkUpsertReport(200, 100, unknown=100, batches=1, batch_size=100)
+    assert isinstance(caught.value.__cause__, ServerConnectionError)
+    assert count(connection, name) == (200 if fault == "cut after commit" else 100)
 
 
 def test_a_black_hole_ends_in_bounded_time(
@@ -229,16 +257,9 @@ def test_a_connection_of_the_callers_that_is_lost_ends_the_call(
     durable: Cluster, proxy: Proxy, connection: Connection, name: str
 ) -> None:
     """A single connection cannot be replaced: no retry is made, and the doubt is told."""
-
-    def given() -> Iterator[tuple[int, str]]:
-        for k, row in enumerate(rows(300)):
-            if k == 150:
-                proxy.fault = "cut after commit"
-            yield row
-
     mine = psycopg.connect(durable.url(port=proxy.port, **NO_TLS))
     with pytest.raises(BulkUpsertError, match="not known whether") as caught:
-        upsert(mine, name, given())
+        upsert(mine, name, harmed(proxy, "cut after commit"))
     report = caught.value.report
     assert (report.submitted, report.inserted, report.unknown) == (200, 100, 100)
     assert report.retries == 0

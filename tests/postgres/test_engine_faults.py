@@ -90,7 +90,9 @@ def wanted(given: Points) -> dict[tuple[str, int], object]:
     return {(labels["series"], time): value for labels, time, value in given}
 
 
-@pytest.mark.parametrize("fault", ["cut before commit", "cut after commit", "swallow commit"])
+@pytest.mark.parametrize(
+    "fault", ["cut before commit", "cut after commit", "swallow and cut", "swallow commit"]
+)
 def test_a_batch_whose_commit_is_lost_is_stored_once(
     durable: Cluster, proxy: Proxy, schema: str, fault: Fault
 ) -> None:

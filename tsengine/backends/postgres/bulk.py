@@ -315,7 +315,7 @@ class _Call:
     ) -> RowBatch | None:
         """Do what an error calls for, or raise it; the part to try instead, None for the same."""
         verdict = classify(error)
-        if not self._transactions.is_usable:
+        if isinstance(error, _OutcomeUnknownError) or not self._transactions.is_usable:
             raise error
         # What takes too long is too much at once, or waits for somebody; nobody knows.
         if verdict is ErrorClass.TOO_LARGE or isinstance(error, ServerTimeoutError):
