@@ -85,16 +85,15 @@ from tsengine.pipeline import (
     CopyReport,
     Difference,
     Progress,
-    RollupReport,
     SeriesChecksum,
     VerifyReport,
     copy,
-    rollup,
     verify,
 )
 from tsengine.registry import open
 from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, RetryPolicy
+from tsengine.rollups import RollupReport, rollup
 from tsengine.selectors import Matcher, MatchOperator, Selector
 
 __version__ = "0.1.0"

@@ -59,8 +59,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # for signatures alone: these stand above this module
     from tsengine.model import DataPoint, WriteReceipt
     from tsengine.pipeline.progress import CopyReport
-    from tsengine.pipeline.rollup_report import RollupReport
     from tsengine.pipeline.verifying import Difference
+    from tsengine.rollups.report import RollupReport
 
 
 class TsEngineError(Exception):
