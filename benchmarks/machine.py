@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 _FILE_SYSTEMS_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-_PACKAGES = ("tsengine", "lmdb", "numpy", "pcodec", "rocksdict", "duckdb", "pyarrow")
+_PACKAGES = ("tsengine", "lmdb", "numpy", "pcodec", "rocksdict", "duckdb", "pyarrow", "arcticdb")
 
 
 class UnfitFolderError(RuntimeError):

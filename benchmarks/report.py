@@ -29,6 +29,7 @@ from benchmarks.figures_aio import figure_11
 from benchmarks.figures_buffering import figure_9, figure_10
 from benchmarks.figures_pipeline import figure_12
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
+from benchmarks.figures_tables import figure_18
 from benchmarks.figures_upkeep import figure_7, figure_8
 from benchmarks.figures_writing import figure_1, figure_2, figure_3
 from benchmarks.machine import Facts, UnfitFolderError, disk_folder, facts, pin
@@ -53,6 +54,7 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     15: figure_15,
     16: figure_16,
     17: figure_17,
+    18: figure_18,
 }
 
 

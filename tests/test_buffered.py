@@ -58,6 +58,7 @@ CALLS: dict[str, Callable[[Engine, Path], object]] = {
     "write": lambda engine, _: engine.write([(B, 1, 1.0)]),
     "write_series": lambda engine, _: engine.write_series(B, [1], [1.0]),
     "write_batch": lambda engine, _: engine.write_batch(batch_of(B, [1], [1.0])),
+    "write_table": lambda engine, _: engine.write_table({"timestamp": [1, 2], B.id: [1.0, 2.0]}),
     "delete": lambda engine, _: engine.delete(A),
     "query": lambda engine, _: rows_of(engine.query()),
     "scan": lambda engine, _: rows_of(engine.scan(), joined=False),

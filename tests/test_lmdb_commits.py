@@ -11,7 +11,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from tsengine.backends.lmdb import LmdbEngine, catalogue, store, upkeep
+from tsengine.backends.lmdb import LmdbEngine, catalogue, merge, upkeep
 from tsengine.backends.lmdb.layout import BLOCKS, UNINDEXED
 from tsengine.backends.lmdb.store import Store
 from tsengine.backends.lmdb.sweeping import Sweeper
@@ -157,7 +157,7 @@ def test_a_commit_packed_at_once_loses_no_small_run(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the sizes from which commits are packed and to which runs are taken in."""
-    monkeypatch.setattr(store, "BULK_ROWS", 3)
+    monkeypatch.setattr(merge, "BULK_ROWS", 3)
     with LmdbEngine(str(path), merging="manual") as engine:
         engine.write([(A, 1, 0.5)])
         engine.write([(A, timestamp, 0.5) for timestamp in range(2, 6)])

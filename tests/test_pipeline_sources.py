@@ -155,8 +155,8 @@ def test_a_table_without_its_columns_is_refused(engine: Engine, columns: list[st
 def test_without_pyarrow_the_line_that_brings_it_is_named(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A frame is refused by an error that says what to install."""
-    frame = pd.DataFrame(TABLE)
+    """A table that is no pandas frame is refused by an error that says what to install."""
+    frame = pa.table(TABLE)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(CopyError) as caught:
         tsengine.copy(frame, engine)

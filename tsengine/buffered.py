@@ -6,7 +6,7 @@ make, so that whatever a backend answers better than by the defaults of `Engine`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypedDict, Unpack
 
 from tsengine.aggregation import Fill
@@ -29,6 +29,7 @@ from tsengine.model import (
 from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, RetryPolicy
 from tsengine.selectors import Selector, SelectorLike
+from tsengine.tables import POINTS_MAX, LabelColumns, ValueColumns
 
 
 class BufferOptions(TypedDict, total=False):
@@ -184,6 +185,27 @@ class BufferedEngine(Engine):
 
     def write_batch(self, grouped: GroupedBatch) -> WriteReceipt:
         return self._flushed().write_batch(grouped)
+
+    def write_table(
+        self,
+        table: object,
+        *,
+        time: str | None = None,
+        labels: LabelColumns | None = None,
+        values: ValueColumns | None = None,
+        shared_labels: Mapping[str, str] | None = None,
+        skip_nan: bool = False,
+        points_max: int = POINTS_MAX,
+    ) -> WriteReceipt:
+        return self._flushed().write_table(
+            table,
+            time=time,
+            labels=labels,
+            values=values,
+            shared_labels=shared_labels,
+            skip_nan=skip_nan,
+            points_max=points_max,
+        )
 
     def query(
         self,

@@ -1,4 +1,4 @@
-"""The two interfaces: `WriteBufferHandler`, what a buffer needs, and `Engine`, what users call.
+"""Engine, what users call; beside it in `handler.py` what a buffer needs, `WriteBufferHandler`.
 
 A backend implements the eight primitives of `Engine`, marked so in their docstrings; all
 else is built on them here and may be overridden where a backend does better. The handler
@@ -11,25 +11,23 @@ import enum
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Self, cast
-
-import numpy as np
+from typing import ClassVar, Self
 
 from tsengine.aggregation import Aggregation, Fill, aggregate_batches, aggregation
 from tsengine.errors import (
-    BatchShapeError,
     ForkedError,
     InvalidDataError,
     NotOpenError,
     ReadOnlyError,
     StoreInUseError,
     StoreInUseTimeoutError,
+    UnknownOptionError,
     UnsavedPointsError,
     UnsupportedError,
 )
+from tsengine.handler import WriteBufferHandler
 from tsengine.model import (
     INT64_MIN,
     RANGE_END_MAX,
@@ -42,187 +40,38 @@ from tsengine.model import (
     SeriesBatch,
     TimestampLike,
     ValueKind,
+    WideBatch,
     WriteReceipt,
     check_label_text,
     check_producer,
-    kind_of_array,
-    timestamp_array,
     timestamp_range,
 )
 from tsengine.options import STORE_OPTIONS, Converter, StoreOptions, convert_options
-from tsengine.result import QueryResult
-from tsengine.retry import ErrorClass, classify
+from tsengine.reports import Capability, CompactReport, EngineStats
+from tsengine.result import QueryResult, joined_series
 from tsengine.selectors import Selector, SelectorLike, to_selector
-from tsengine.staging import Staging, in_callers_order, judge_point
+from tsengine.staging import Staging, in_callers_order, judge_point, series_columns
+from tsengine.tables import (
+    POINTS_MAX,
+    Batch,
+    LabelColumns,
+    ValueColumns,
+    form_of,
+    open_table,
+    stage,
+    write_table,
+    write_wide,
+)
 from tsengine.waiting import Patience
 
-
-class Capability(enum.StrEnum):
-    """What a backend may declare beyond the common meaning; the test kit goes by it."""
-
-    CAP = "cap"
-    """Options `max_points_per_series` and `max_points`."""
-    RETENTION = "retention"
-    """Option `retention`."""
-    PERSISTENCE = "persistence"
-    """What is committed is there after reopening."""
-    OTHER_PROCESSES = "other_processes"
-    """Other processes may read beside the writer."""
-    SNAPSHOT_FILES = "snapshot_files"
-    """`snapshot(path)` writes a store that opens by URL."""
-    PRODUCER_MARKS = "producer_marks"
-    """Marks are committed with the points, so that a repeated batch is a no-op."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """How much a store holds.
-
-    Attributes:
-        points: points stored; an upper bound where `points_exact` is false.
-        points_exact: whether `points` is exact.
-        series: series listed.
-        bytes: bytes that the store takes where it is kept.
-        last_write_ns: when the last write was committed, nanoseconds since the Unix
-            epoch; None where nothing was written.
-        details: what the backend tells beyond that.
-    """
-
-    points: int
-    points_exact: bool
-    series: int
-    bytes: int
-    last_write_ns: int | None
-    details: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CompactReport:
-    """What `compact()` did.
-
-    Attributes:
-        bytes_before: bytes of the store before.
-        bytes_after: bytes of the store after.
-        reason: why nothing or not all was given back; empty where it was.
-    """
-
-    bytes_before: int
-    bytes_after: int
-    reason: str = ""
-
-
-class WriteBufferHandler(ABC):
-    """What a `WriteBuffer` needs of a backend.
-
-    Staging belongs to the calling thread: two buffers on one engine never see each other's
-    points, and no caller gets another's errors. Every call may be made by any thread.
-
-    Attributes:
-        validates_every_point: whether `validate_point` must see every point, rather than
-            the first of each series.
-        marks_producers: whether `flush_buffer` takes marks.
-    """
-
-    validates_every_point: bool = False
-    marks_producers: bool = False
-
-    @property
-    def holds_only_floats(self) -> bool:
-        """Whether any series can begin with a float, at this moment, without being asked about.
-
-        The timestamp must not be too early all the same. A handler may always say no, and does
-        where nothing can be written, so that `validate_point` says why.
-        """
-        return False
-
-    @property
-    @abstractmethod
-    def timestamp_min(self) -> int:
-        """The earliest timestamp that is valid, nanoseconds."""
-
-    @property
-    def staged_points(self) -> int:
-        """How many points the calling thread has staged, where the handler tells; else 0."""
-        return 0
-
-    @abstractmethod
-    def validate_point(self, point: PointLike) -> DataPoint:
-        """Judge a point; stages and stores nothing.
-
-        Returns:
-            The point as it will be stored: its value a `float`, an `int`, or a normalised
-            object, by the kind of its series.
-
-        Raises:
-            InvalidDataError: the point is not valid in this store.
-        """
-
-    @abstractmethod
-    def write_to_buffer(self, point: PointLike) -> None:
-        """Stage one point for this thread's next flush; nobody sees it before.
-
-        Raises:
-            InvalidDataError: the point is not valid; what was staged stays.
-        """
-
-    @abstractmethod
-    def flush_buffer(self, mark: ProducerMark | None = None) -> WriteReceipt:
-        """Commit what this thread staged, atomically, together with a producer mark.
-
-        The staging is consumed whatever happens: the caller keeps its own copy until the
-        receipt is there. A batch whose mark is not above the stored one is a no-op and
-        answered by the receipt of its first commit where it was the last batch.
-
-        Returns:
-            The receipt; its indices count what was staged, in order.
-
-        Raises:
-            InvalidDataError: nothing was stored; `indices` count what was staged.
-            StorageError: the commit failed or its outcome is unknown; to repeat it with
-                the same mark is harmless.
-        """
-
-    def write_batch_to_buffer(self, batch: GroupedBatch) -> None:
-        """Stage a batch at once; by default point by point.
-
-        Raises:
-            InvalidDataError: the batch is not valid.
-        """
-        for series in batch.groups():
-            for point in series.points():
-                self.write_to_buffer(point)
-
-    @abstractmethod
-    def discard_buffer(self) -> None:
-        """Forget what this thread staged."""
-
-    def error_class(self, error: Exception) -> ErrorClass:
-        """Say what an error of staging or flushing calls for; by default goes by its type.
-
-        A backend whose driver raises errors of its own, or that knows better which of them
-        time heals, overrides this. What is retried, and how, is not its affair: `retry.py`.
-        """
-        return classify(error)
-
-    def series_kind(self, labels: Labels) -> ValueKind | None:
-        """Give the kind of a stored series; None where it is not stored, or cannot be told."""
-        return None
-
-    def high_water(self, producer: str) -> ProducerMark | None:
-        """Give the highest mark committed by a producer, None where there is none.
-
-        Raises:
-            InvalidDataError: no producer can have that name.
-        """
-        return None
-
-    def forget_producer(self, producer: str) -> None:
-        """Drop the mark of a producer that is done for good.
-
-        Raises:
-            InvalidDataError: no producer can have that name.
-        """
-        return
+__all__ = [
+    "Capability",
+    "CompactReport",
+    "Engine",
+    "EngineStats",
+    "WriteBufferHandler",
+    "is_unbounded",
+]
 
 
 class Engine(WriteBufferHandler):
@@ -302,6 +151,13 @@ class Engine(WriteBufferHandler):
             ValueKindError: a series holds another kind; indices as above. Policy errors
                 likewise (`staging.merge_groups` raises both). Nothing is stored then.
         """
+
+    def _commit_wide(self, batch: WideBatch) -> WriteReceipt:
+        """Store series that share their timestamps, which strictly increase; as `_commit`.
+
+        Overridden where a backend can sort, judge or encode a column of times once for all.
+        """
+        return self._commit([batch.grouped()], None)
 
     @abstractmethod
     def _kind(self, labels: Labels) -> ValueKind | None:
@@ -444,6 +300,77 @@ class Engine(WriteBufferHandler):
         staging.add_batch(grouped)
         return self._commit_staging(staging, None)
 
+    def write_table(
+        self,
+        table: object,
+        *,
+        time: str | None = None,
+        labels: LabelColumns | None = None,
+        values: ValueColumns | None = None,
+        shared_labels: Mapping[str, str] | None = None,
+        skip_nan: bool = False,
+        points_max: int = POINTS_MAX,
+    ) -> WriteReceipt:
+        """Store the rows of a table: a frame, what offers Arrow's interfaces, or a mapping.
+
+            engine.write_table(frame)                 # whatever QueryResult.to_…() gives
+            engine.write_table(frame, time="when", labels=["room"], values="temperature")
+            engine.write_table(frame, shared_labels={"host": "web-1"})  # a series per column
+
+        In a **long** table, for which `values` is one column, each row is a point. In a **wide**
+        one, with several, each cell is, and each column a series for each set of labels. What is
+        not said is as `QueryResult` gives it: a table with a column `value` is long, and its
+        other columns are labels; any other is wide, its columns named by series ID or metric.
+
+        It goes in parts, each one atomic commit, of `points_max` points at most: at any size in
+        bounded memory. A table of one part is stored as a whole or not at all.
+
+        Args:
+            table: a pandas or polars frame, whatever offers the Arrow interfaces (a stream is
+                read once), or a mapping of names to arrays and lists.
+            time: the column of times: timestamps of any unit and zone (without one: UTC),
+                integer nanoseconds, or what `tsengine.timestamp` takes; in any order.
+                `timestamp` where not given, or else the index of a frame where that holds times.
+            labels: the columns of labels, text, null where a row has no such label; or a mapping
+                of columns to labels. In a long table all other columns where not given, in a
+                wide one none.
+            values: the columns of values: one, for a long table; several, or a mapping of each
+                to what its series are: a metric, a series ID, `Labels`, or a mapping of labels,
+                to which come those of the row. A column is named like its metric or series ID
+                where nothing else is said, but `value` says nothing.
+            shared_labels: labels that all series have beside these.
+            skip_nan: whether a NaN is no row, as frames often mean it; else it is stored. A null
+                is no row in a wide table, and an error in a long one.
+            points_max: most points of a commit; a long table takes 524,288 rows at most.
+
+        Returns:
+            The receipt. Its indices are rows of a long table; of a wide one cells, counted row by
+            row over the columns of values.
+
+        Raises:
+            BatchShapeError: columns are missing, or serve two ends.
+            InvalidDataError: some points are not valid; `indices` are rows of the table. Nothing
+                was stored.
+            StorageError: the commit failed.
+            PartialWriteError: one of these, or the table's own error, came behind the first
+                part, and the parts before it are stored.
+            MissingDependencyError: what reads such a table is not installed.
+        """
+        self._check_writable()
+        if points_max < 1:
+            raise UnknownOptionError(f"points_max is at least 1, not {points_max!r}")
+        opened = open_table(table)
+        form = form_of(
+            opened.columns,
+            index=opened.index,
+            time=time,
+            labels=labels,
+            values=values,
+            shared_labels=shared_labels,
+            skip_nan=skip_nan,
+        )
+        return write_table(self._write_batches, opened, form, points_max)
+
     def delete(
         self,
         selector: SelectorLike = None,
@@ -486,7 +413,9 @@ class Engine(WriteBufferHandler):
         self._check_open()
         first, last = timestamp_range(start, end)
         resolved = to_selector(selector)
-        return QueryResult([] if first == last else _join_series(self._scan(resolved, first, last)))
+        if first == last:
+            return QueryResult([])
+        return QueryResult(joined_series(self._scan(resolved, first, last)))
 
     def scan(
         self,
@@ -809,6 +738,17 @@ class Engine(WriteBufferHandler):
                 error.indices = tuple(sorted(positions[list(error.indices)].tolist()))
             raise
 
+    def _write_batches(self, batches: Sequence[Batch]) -> WriteReceipt:
+        """Store batches in one commit; indices are points over them in their order."""
+        if len(batches) == 1 and isinstance(batches[0], WideBatch):
+            self._check_writable()
+            receipt = write_wide(batches[0], self.rules, self._commit_wide)
+            if receipt is not None:
+                return receipt
+        staging = self._new_staging()
+        stage(staging, batches)
+        return self._commit_staging(staging, None)
+
     def _aggregate(self, selector: Selector, asked: Aggregation) -> QueryResult:
         """Aggregate over the scan; a backend may do better. The range is never empty."""
         return aggregate_batches(self._scan(selector, asked.start, asked.end), asked)
@@ -833,44 +773,3 @@ class _State(enum.Enum):
 def is_unbounded(start: int, end: int) -> bool:
     """Whether a resolved range leaves nothing out."""
     return start == INT64_MIN and end == RANGE_END_MAX
-
-
-def series_columns(labels: Labels, timestamps: object, values: object) -> GroupedBatch:
-    """Make the batch of one series from what a caller gives.
-
-    Raises:
-        BatchShapeError: the columns do not fit together.
-        TimestampError: a timestamp is none.
-    """
-    times = timestamp_array(timestamps)
-    _, column = kind_of_array(values)
-    if len(times) != len(column):
-        raise BatchShapeError(
-            f"{len(times)} timestamps do not fit {len(column)} values; one each is right"
-        )
-    # An element of an object array is judged by the rules of single values.
-    return GroupedBatch([labels], np.array([0, len(times)]), times, cast("np.ndarray", column))
-
-
-def _join_series(batches: Iterable[SeriesBatch]) -> list[SeriesBatch]:
-    """Join neighbouring batches of one series."""
-    joined: list[SeriesBatch] = []
-    pieces: list[SeriesBatch] = []
-    for batch in batches:
-        if pieces and pieces[0].labels is not batch.labels:
-            joined.append(_join_pieces(pieces))
-            pieces = []
-        pieces.append(batch)
-    if pieces:
-        joined.append(_join_pieces(pieces))
-    return joined
-
-
-def _join_pieces(pieces: Sequence[SeriesBatch]) -> SeriesBatch:
-    if len(pieces) == 1:
-        return pieces[0]
-    return SeriesBatch(
-        pieces[0].labels,
-        np.concatenate([piece.timestamps for piece in pieces]),
-        np.concatenate([piece.values for piece in pieces]),
-    )

@@ -19,6 +19,7 @@
     │   ├── UnsupportedError               the backend does not declare this capability
     │   └── MissingDependencyError (ImportError)   names the `pip install` line that helps
     ├── RejectedPointsError                points of a buffer or a copy that cannot be stored
+    ├── PartialWriteError                  of a table only the first rows were stored
     ├── CopyError                          a copy stopped: on which side, and what had landed
     │   ├── SourceChangedError             a copy is resumed from a source that is another one
     │   ├── CopyTimeoutError (WaitTimeoutError)   it took longer than `timeout`
@@ -53,7 +54,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # for signatures alone: these stand above this module
-    from tsengine.model import DataPoint
+    from tsengine.model import DataPoint, WriteReceipt
     from tsengine.pipeline.progress import CopyReport
     from tsengine.pipeline.verifying import Difference
 
@@ -296,6 +297,25 @@ class SnapshotExpiredError(StorageError):
 
 
 # Pipelines
+
+
+class PartialWriteError(TsEngineError):
+    """Is raised when a table fails behind rows that are stored; its cause is what failed.
+
+    Attributes:
+        receipt: of the points that are stored.
+        rows: how many rows of the table they are, from the first on. Whether the commit that
+            failed was stored all the same the cause tells, as after any write.
+    """
+
+    def __init__(self, message: str, *, receipt: WriteReceipt, rows: int) -> None:
+        super().__init__(message)
+        self.receipt = receipt
+        self.rows = rows
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the receipt."""
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class CopyError(TsEngineError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from tsengine.model import (
     fit_array,
     fit_value,
     kind_of_array,
+    timestamp_array,
 )
 
 KindLookup: TypeAlias = Callable[[Labels], "ValueKind | None"]
@@ -266,6 +267,23 @@ class Staging:
             self._chunks.append(
                 _Chunk(batch, base, arrival if by_time is None else arrival[by_time])
             )
+
+
+def series_columns(labels: Labels, timestamps: object, values: object) -> GroupedBatch:
+    """Make the batch of one series from what a caller gives.
+
+    Raises:
+        BatchShapeError: the columns do not fit together.
+        TimestampError: a timestamp is none.
+    """
+    times = timestamp_array(timestamps)
+    _, column = kind_of_array(values)
+    if len(times) != len(column):
+        raise BatchShapeError(
+            f"{len(times)} timestamps do not fit {len(column)} values; one each is right"
+        )
+    # An element of an object array is judged by the rules of single values.
+    return GroupedBatch([labels], np.array([0, len(times)]), times, cast("np.ndarray", column))
 
 
 def judge_point(

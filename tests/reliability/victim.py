@@ -24,7 +24,7 @@ from tests.reliability.history import (
     points,
     survivors,
 )
-from tsengine.backends.lmdb import LmdbEngine, merge, store, upkeep
+from tsengine.backends.lmdb import LmdbEngine, merge, upkeep
 from tsengine.backends.lmdb.layout import RETIRED
 from tsengine.backends.memory import MemoryEngine
 from tsengine.engine import Engine
@@ -112,7 +112,7 @@ def flush(arguments: Arguments, ready: Ready) -> None:
 
 def bulk(arguments: Arguments, ready: Ready) -> None:
     """Commit batches that are packed at once."""
-    store.BULK_ROWS = 4  # type: ignore[misc]  # as above
+    merge.BULK_ROWS = 4  # type: ignore[misc]  # as above
     _write(open_engine(arguments), arguments, ready)
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -26,6 +34,7 @@ from tsengine.model import (
 )
 from tsengine.result import QueryResult
 from tsengine.selectors import SelectorLike
+from tsengine.tables import POINTS_MAX, LabelColumns, ValueColumns
 
 STEP_ROWS: Final = 4_096
 """Rows after which a step of a scan ends. A step costs some 0.1 ms to hand over; a store of
@@ -121,6 +130,30 @@ class Engine:
     async def write_batch(self, grouped: GroupedBatch) -> WriteReceipt:
         """Store columns of many series; the caller leaves them alone until it returns."""
         return await self._thread.change(partial(self.sync.write_batch, grouped))
+
+    async def write_table(
+        self,
+        table: object,
+        *,
+        time: str | None = None,
+        labels: LabelColumns | None = None,
+        values: ValueColumns | None = None,
+        shared_labels: Mapping[str, str] | None = None,
+        skip_nan: bool = False,
+        points_max: int = POINTS_MAX,
+    ) -> WriteReceipt:
+        """Store the rows of a table, read in the thread; see `tsengine.Engine.write_table`."""
+        call = partial(
+            self.sync.write_table,
+            table,
+            time=time,
+            labels=labels,
+            values=values,
+            shared_labels=shared_labels,
+            skip_nan=skip_nan,
+            points_max=points_max,
+        )
+        return await self._thread.change(call)
 
     async def delete(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsengine.buffering.arrivals import Columns, kind_of_stored, series_of
-from tsengine.engine import WriteBufferHandler, series_columns
+from tsengine.engine import WriteBufferHandler
 from tsengine.errors import InvalidDataError, ValueKindError
 from tsengine.model import (
     INT64_MAX,
@@ -29,6 +29,7 @@ from tsengine.model import (
     fit_value,
     kind_of_array,
 )
+from tsengine.staging import series_columns
 
 SERIES_MAX: Final = 1 << 20
 """Series remembered before they are forgotten and the handler is asked anew, so that a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
@@ -112,7 +112,7 @@ def aggregate(
     write_rows(("series", "timestamp", *functions), rows_of(answer, functions), form)
 
 
-def rows_of(answer: Sequence[SeriesBatch], functions: Sequence[str]) -> Iterator[Row]:
+def rows_of(answer: Iterable[SeriesBatch], functions: Sequence[str]) -> Iterator[Row]:
     """Iterate over the windows of an answer: series ID, time, what each function gives."""
     for labels, columns in by_series(answer, functions).items():
         times = timestamp_texts(columns[0].timestamps)
@@ -124,7 +124,7 @@ def rows_of(answer: Sequence[SeriesBatch], functions: Sequence[str]) -> Iterator
 
 
 def by_series(
-    answer: Sequence[SeriesBatch], functions: Sequence[str]
+    answer: Iterable[SeriesBatch], functions: Sequence[str]
 ) -> dict[Labels, list[SeriesBatch]]:
     """Give the batches of each series, or group of series, in the order of the functions.
 

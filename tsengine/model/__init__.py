@@ -4,7 +4,7 @@
     labels.py    Labels, the identity of a series
     time.py      timestamps, durations, half-open ranges
     values.py    value kinds and what fits them
-    batches.py   DataPoint, SeriesBatch, GroupedBatch, WriteReceipt, ProducerMark
+    batches.py   DataPoint, SeriesBatch, GroupedBatch, WideBatch, WriteReceipt, ProducerMark
     rules.py     PointRules: what makes a point valid in one store
 
 Nothing here knows of an engine.
@@ -18,6 +18,7 @@ from tsengine.model.batches import (
     PointLike,
     ProducerMark,
     SeriesBatch,
+    WideBatch,
     WriteReceipt,
     check_producer,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Value",
     "ValueArray",
     "ValueKind",
+    "WideBatch",
     "WriteReceipt",
     "check_label_text",
     "check_producer",

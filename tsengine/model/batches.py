@@ -96,6 +96,52 @@ class GroupedBatch:
             yield SeriesBatch(labels, self.timestamps[rows], self.values[rows])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WideBatch:
+    """Columns of many series that share their timestamps, values of kind float.
+
+    Attributes:
+        labels: k distinct series.
+        timestamps: int64[n], nanoseconds, in any order; of equal ones the later row is the
+            newer write.
+        columns: k columns of float64[n], one per series; a matrix float64[k, n] is such.
+    """
+
+    labels: Sequence[Labels]
+    timestamps: Int64Array
+    columns: Sequence[npt.NDArray[np.float64]] | npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Count the points."""
+        return len(self.timestamps) * len(self.labels)
+
+    def grouped(self) -> GroupedBatch:
+        """Give the same points with timestamps of their own for each series."""
+        rows, count = len(self.timestamps), len(self.labels)
+        return GroupedBatch(
+            self.labels,
+            np.arange(count + 1) * rows,
+            np.tile(self.timestamps, count),
+            np.concatenate(self.columns) if count else np.empty(0),
+        )
+
+    def in_order(self) -> tuple[WideBatch, Int64Array | None] | None:
+        """Sort the rows by time.
+
+        Returns:
+            The batch with timestamps that strictly increase, and int64[n], the former position
+            of each row, or None where it was in order already; None where timestamps repeat.
+        """
+        timestamps = self.timestamps
+        if (timestamps[1:] > timestamps[:-1]).all():
+            return self, None
+        order = timestamps.argsort(kind="stable")
+        ordered = timestamps[order]
+        if (ordered[1:] == ordered[:-1]).any():
+            return None
+        return WideBatch(self.labels, ordered, [column[order] for column in self.columns]), order
+
+
 @dataclass(frozen=True, slots=True)
 class WriteReceipt:
     """What became of a write that did not raise.

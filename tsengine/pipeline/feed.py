@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from tsengine.model import GroupedBatch, PointLike, SeriesBatch
-from tsengine.pipeline.arrow import is_table
 from tsengine.pipeline.parcels import Parcel, PointParcel, copied, gather, rows_of
 from tsengine.pipeline.sources import batches_of
+from tsengine.tables import is_table
 from tsengine.waiting import Patience
 
 POINTS_MAX: Final = 1 << 16

@@ -24,10 +24,10 @@ from tsengine.model import (
     timestamp_array,
     timestamp_range,
 )
-from tsengine.pipeline.arrow import is_table, table_batches, table_rows
 from tsengine.result import QueryResult
 from tsengine.selectors import SelectorLike, to_selector
 from tsengine.staging import check_shape
+from tsengine.tables import is_table, table_batches, table_rows
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, cast
 
@@ -279,13 +280,13 @@ def encode(
     time_encoding, time_part = _encode_times(columns, compress=compress)
     value_encoding, value_part = _encode_values(kind, columns.values, packer)
     key = block_key(run, int(columns.series[0]), int(timestamps[0]))
-    nan_count, statistics = (
-        _statistics(kind, columns.values) if segments == 1 else (0, _NO_STATISTICS)
-    )
     parts = (segment_part, time_part, value_part)
     body_checksum = 0
     for part in parts:
         body_checksum = zlib.crc32(part, body_checksum)
+    nan_count, statistics = (
+        _statistics(kind, columns.values) if segments == 1 else (0, _NO_STATISTICS)
+    )
     head = _HEADER.pack(
         0,
         body_checksum,
@@ -307,10 +308,67 @@ def encode(
         int(timestamps[-1]),
         *statistics,
     )[4:]
+    return key, _sealed(key, head, parts)
+
+
+class SharedTimes:
+    """Timestamps of a block, encoded once for the blocks of many series.
+
+    Args:
+        timestamps: int64[n], at least one, strictly increasing.
+    """
+
+    def __init__(self, timestamps: Int64Array) -> None:
+        self.rows = len(timestamps)
+        self.first, self.last = int(timestamps[0]), int(timestamps[-1])
+        alone = Columns(np.zeros(1, np.int64), np.array([0, self.rows]), timestamps, timestamps)
+        self.encoding, self.part = _encode_times(alone, compress=True)
+        self.checksum = zlib.crc32(self.part)
+
+
+def encode_shared(
+    run: int, series: int, times: SharedTimes, values: npt.NDArray[np.float64], *, place: int
+) -> tuple[bytes, bytes]:
+    """Give key and bytes of the block of one series at shared times, its values raw.
+
+    Args:
+        run: number of the run.
+        series: number of the series.
+        times: of the rows.
+        values: float64[n], contiguous.
+        place: how many blocks of the run come before it.
+    """
+    key = block_key(run, series, times.first)
+    part = values.data.cast("B")
+    nan_count, statistics = _statistics(ValueKind.FLOAT, values)
+    head = _HEADER.pack(
+        0,
+        zlib.crc32(part, times.checksum),
+        _VERSION,
+        ValueKind.FLOAT,
+        _RAW,
+        times.encoding,
+        _RAW,
+        times.rows,
+        1,
+        0,
+        len(times.part),
+        values.nbytes,
+        nan_count,
+        place,
+        times.first,
+        times.last,
+        series,
+        times.last,
+        *statistics,
+    )[4:]
+    return key, _sealed(key, head, (times.part, part))
+
+
+def _sealed(key: bytes, head: bytes, parts: Sequence[bytes | memoryview]) -> bytes:
+    """Give a block of a header without its checksum, and what follows it."""
     checksum = zlib.crc32(head, zlib.crc32(key))
-    return key, b"".join(
-        (checksum.to_bytes(4, "little"), head, segment_part, time_part, value_part)
-    )
+    return b"".join((checksum.to_bytes(4, "little"), head, *parts))
 
 
 def decode(key: bytes | memoryview, block: bytes | memoryview, header: Header) -> Columns:

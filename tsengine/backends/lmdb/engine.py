@@ -26,13 +26,14 @@ from tsengine.backends.lmdb.edges import edge_points
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.files import DATA_FILE, sync_directory, sync_file
 from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
-from tsengine.backends.lmdb.merge import count_due
+from tsengine.backends.lmdb.merge import OWN_BLOCKS_FROM, count_due, is_bulk
 from tsengine.backends.lmdb.reading import series_batch
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest
 from tsengine.backends.lmdb.sharing import Shared, acquire, release
 from tsengine.backends.lmdb.store import Settings, Store
 from tsengine.backends.lmdb.sweeping import RemovedSeries
-from tsengine.backends.lmdb.writing import prepare
+from tsengine.backends.lmdb.writing import number_series, prepare
+from tsengine.duplicates import DuplicatePolicy
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
 from tsengine.errors import (
     CorruptionError,
@@ -50,6 +51,7 @@ from tsengine.model import (
     SeriesBatch,
     TimestampLike,
     ValueKind,
+    WideBatch,
     WriteReceipt,
     check_label_text,
     check_producer,
@@ -161,6 +163,31 @@ class LmdbEngine(Engine):
             receipt = receipt_of(sum(map(len, batches)), {"retention": prepared.refused})
             is_due = store.add_run(
                 prepared.columns, prepared.newcomers, mark, receipt, self._clock_ns()
+            )
+        self._shared.upkeep.after_commit(is_due=is_due)
+        return receipt
+
+    def _commit_wide(self, batch: WideBatch) -> WriteReceipt:
+        store, rows = self._store, len(batch.timestamps)
+        own_from = min(OWN_BLOCKS_FROM, store.settings.block_points)
+        policy = store.options.duplicate_policy
+        if not is_bulk(len(batch)) or rows < own_from or policy is DuplicatePolicy.ERROR:
+            return super()._commit_wide(batch)
+        with store.commit_lock:
+            if batch.timestamps[0] < store.retained_from():
+                return super()._commit_wide(batch)
+            _ = store.manifest  # as in _commit
+            with store.moment() as (transaction, manifest):
+                offsets = np.arange(len(batch.labels) + 1) * rows
+                numbers, newcomers = number_series(
+                    store, transaction, batch.labels, offsets, ValueKind.FLOAT, manifest
+                )
+            order = numbers.argsort(kind="stable")
+            columns = [batch.columns[place] for place in order.tolist()]
+            ordered = replace(batch, columns=columns)
+            receipt = receipt_of(len(batch), {})
+            is_due = store.add_wide_run(
+                numbers[order], ordered, newcomers, receipt, self._clock_ns()
             )
         self._shared.upkeep.after_commit(is_due=is_due)
         return receipt

@@ -14,7 +14,11 @@ from typing import Final
 import lmdb
 import numpy as np
 
-from tsengine.backends.lmdb.blocks import NumberPacker, encode, split_packed
+from tsengine.backends.lmdb.blocks import (
+    NumberPacker,
+    encode,
+    split_packed,
+)
 from tsengine.backends.lmdb.catalogue import kind_of
 from tsengine.backends.lmdb.columns import Columns, combine, group_rows
 from tsengine.backends.lmdb.environment import Environment
@@ -30,6 +34,11 @@ RUNS_DUE: Final = 16
 RUNS_MERGED: Final = 8
 """How many of them, the oldest, one merge takes: 8 of 16 keeps the file at 1.2 times the
 live data, where merging all at once would double it for the time of the merge."""
+
+BULK_ROWS: Final = 1 << 19
+"""Rows from which a batch is written as merging would have left it, or, of series that share
+their timestamps, with raw values in blocks of their own. Such a run is of level 0 until it is
+packed, by itself, when no merge is due."""
 
 SMALL_ROWS: Final = 65_536
 """Rows of eight runs together up to which they are merged as soon as there are eight: they
@@ -81,7 +90,16 @@ def plan(runs: Sequence[Run], busy: Collection[int] = ()) -> list[Run]:
                     oldest = stretch[: of_level[RUNS_MERGED - 1] + 1]
                     if len(of_level) == RUNS_DUE or _are_small(oldest):
                         return oldest
-    return []
+    return [run for run in runs if _is_unpacked(run) and run.number not in busy][:1]
+
+
+def is_bulk(rows: int) -> bool:
+    """Whether so many rows are written as a large batch is."""
+    return rows >= BULK_ROWS
+
+
+def _is_unpacked(run: Run) -> bool:
+    return run.level == 0 and is_bulk(run.rows)
 
 
 def count_due(runs: Sequence[Run]) -> int:
@@ -416,9 +434,12 @@ class Merge:
         """The new run, once `step` has nothing more to do; None where no row was left."""
         if not self._totals.rows:
             return None
+        level = max(max(run.level for run in self.inputs) + (len(self.inputs) > 1), 1)
+        if len(self.inputs) == 1 and _is_unpacked(self.inputs[0]):
+            level = max(level, level_of(self._totals.rows))
         return self._totals.run(
             self.number,
-            max(max(run.level for run in self.inputs) + (len(self.inputs) > 1), 1),
+            level,
             (self.inputs[0].sequence_first, self.inputs[-1].sequence_last),
             self._deletes_applied,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -39,22 +39,35 @@ from tsengine.backends.lmdb.layout import (
     unseal,
 )
 from tsengine.backends.lmdb.marks import pack_mark, unpack_mark
-from tsengine.backends.lmdb.merge import Totals, level_of, pack_columns, split_tails, tail_start
+from tsengine.backends.lmdb.merge import (
+    Totals,
+    is_bulk,
+    level_of,
+    pack_columns,
+    split_tails,
+    tail_start,
+)
 from tsengine.backends.lmdb.reading import BlockReader
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest, Pins, Retired, Run, State, digest
 from tsengine.backends.lmdb.summaries import Summaries
 from tsengine.backends.lmdb.sweeping import SWEEP_BLOCKS, Sweeper, delete_blocks
+from tsengine.backends.lmdb.wide import WideBlocks
 from tsengine.errors import (
     CorruptionError,
     FormatVersionError,
     SnapshotExpiredError,
 )
-from tsengine.model import INT64_MIN, ForwardClock, Labels, ProducerMark, ValueKind, WriteReceipt
+from tsengine.model import (
+    INT64_MIN,
+    ForwardClock,
+    Int64Array,
+    Labels,
+    ProducerMark,
+    ValueKind,
+    WideBatch,
+    WriteReceipt,
+)
 from tsengine.options import StoreOptions
-
-BULK_ROWS: Final = 1 << 19
-"""Rows from which a batch is packed at once, as the merge would have left it: packing costs
-less than writing it raw and merging it later."""
 
 T = TypeVar("T")
 
@@ -79,6 +92,25 @@ class Settings:
     block_points: int = 16_384
     snapshot_age_max_ns: int = 60_000_000_000
     read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Written:
+    """The blocks of a new run, before they are committed.
+
+    Attributes:
+        totals: what the manifest says of them.
+        blocks: keys and blocks; iterated again where the commit is tried again.
+        level: of the run.
+        tails: small runs before it whose rows it has, too.
+        columns: its rows by kind, to be remembered; None where they are too many.
+    """
+
+    totals: Totals
+    blocks: Iterable[tuple[bytes, bytes]]
+    level: int
+    tails: tuple[Run, ...] = ()
+    columns: dict[ValueKind, Columns] | None = None
 
 
 class Store:
@@ -375,30 +407,66 @@ class Store:
         Returns:
             Whether that may have made a merge due.
         """
+        number, totals = self.counters.next_run, Totals()
+        rows = sum(map(len, columns.values()))
+        if is_bulk(rows):
+            blocks = pack_columns(number, columns, self.settings.block_points, totals)
+            written = _Written(totals, blocks, level_of(rows))
+        else:
+            _, tails = split_tails(self.manifest, rows, self.merging)
+            if tails:
+                tails, columns = self._take_in(tails, columns)
+            blocks = self._raw_blocks(number, columns, totals)
+            written = _Written(totals, blocks, 0, tails, columns)
+        return self._add(written, newcomers, mark, receipt, now_ns)
+
+    def add_wide_run(
+        self,
+        series: Int64Array,
+        batch: WideBatch,
+        newcomers: Sequence[Labels],
+        receipt: WriteReceipt,
+        now_ns: int,
+    ) -> bool:
+        """Commit series that share their timestamps as a new run; `commit_lock` is held.
+
+        Args:
+            series: int64[k], their numbers, ascending.
+            batch: of these series; timestamps strictly increase.
+            newcomers: labels to register, in the order of their numbers.
+            receipt: what is answered.
+            now_ns: nanoseconds since the Unix epoch.
+
+        Returns:
+            As `add_run`.
+        """
+        number = self.counters.next_run
+        blocks = WideBlocks(number, series, batch, self.settings.block_points)
+        written = _Written(blocks.totals(), blocks, 0)
+        registered = {ValueKind.FLOAT: newcomers} if newcomers else {}
+        return self._add(written, registered, None, receipt, now_ns)
+
+    def _add(
+        self,
+        written: _Written,
+        newcomers: Mapping[ValueKind, Sequence[Labels]],
+        mark: ProducerMark | None,
+        receipt: WriteReceipt,
+        now_ns: int,
+    ) -> bool:
+        """Commit the run that was written; as `add_run`."""
         before = self.manifest
         state = self.counters
         number, sequence = state.next_run, state.sequence + 1
-        first_sequence = sequence
-        totals = Totals()
-        rows = sum(map(len, columns.values()))
-        tails: tuple[Run, ...] = ()
-        if rows >= BULK_ROWS:
-            blocks = pack_columns(number, columns, self.settings.block_points, totals)
-            level = level_of(rows)
-        else:
-            _, tails = split_tails(before, rows, self.merging)
-            if tails:
-                tails, columns = self._take_in(tails, columns)
-            if tails:
-                first_sequence = tails[0].sequence_first
-            blocks, level = self._raw_blocks(number, columns, totals), 0
-        if blocks:
-            run = totals.run(number, level, (first_sequence, sequence), sequence)
+        totals, tails = written.totals, written.tails
+        first_sequence = tails[0].sequence_first if tails else sequence
+        if totals.blocks:
+            run = totals.run(number, written.level, (first_sequence, sequence), sequence)
             runs = (*before.runs[: len(before.runs) - len(tails)], run)
         else:
             runs = before.runs
         created = sum(map(len, newcomers.values()))
-        if not blocks and not created and mark is None:
+        if not totals.blocks and not created and mark is None:
             return False  # every point was refused
         state = state._replace(
             version=state.version + 1,
@@ -420,7 +488,7 @@ class Store:
             for kind, labels in newcomers.items():
                 registered[kind] = self.catalogue.register(transaction, labels, kind, next_series)
                 next_series += len(labels)
-            for key, block in blocks:
+            for key, block in written.blocks:
                 transaction.put(key, block, db=table)
             if mark is not None:
                 self._save_mark(transaction, mark, receipt)
@@ -436,9 +504,10 @@ class Store:
             if mark is not None:
                 self._last_mark = mark, receipt
             self.sweeper.add_tails(retired)
-            if level == 0 and blocks:
+            if written.columns and totals.blocks:
                 # Copies: the columns may be the caller's own arrays.
-                self.reader.remember(number, {kind: part.copy() for kind, part in columns.items()})
+                copies = {kind: part.copy() for kind, part in written.columns.items()}
+                self.reader.remember(number, copies)
             for tail in tails:
                 self.reader.forget(tail.number)
                 self.summaries.forget(tail.number)

@@ -75,8 +75,8 @@ def prepare(
     for batch in batches:
         kind = next(kind for kind in ValueKind if batch.values.dtype == kind.dtype)
         with offenders.gathered():
-            numbers, newcomers = _number(
-                store, transaction, batch, kind, base, first_series, manifest.state.series
+            numbers, newcomers = number_series(
+                store, transaction, batch.labels, batch.offsets, kind, manifest, base=base
             )
             columns, rows = _by_number(batch, numbers, kind)
             numbered.append(_Numbered(kind, columns, rows, newcomers, base))
@@ -139,41 +139,56 @@ class _Offenders:
             raise self._first
 
 
-def _number(
+def number_series(
     store: Store,
     transaction: lmdb.Transaction,
-    batch: GroupedBatch,
+    labels: Sequence[Labels],
+    offsets: Int64Array,
     kind: ValueKind,
-    base: int,
-    first_series: int,
-    listed: int,
+    manifest: Manifest,
+    *,
+    base: int = 0,
 ) -> tuple[Int64Array, list[Labels]]:
-    """Give each series of a batch its number: int64[k], and the labels of new ones."""
+    """Give each series of a batch its number: int64[k], and the labels of new ones.
+
+    New ones have the next numbers of the store, in the order in which they stand.
+
+    Args:
+        store: where they go; its `commit_lock` is held.
+        transaction: a read transaction of the moment of `manifest`.
+        labels: k series.
+        offsets: int64[k + 1], where the rows of each begin.
+        kind: value kind of all rows.
+        manifest: the newest.
+        base: rows of batches before this one.
+
+    Raises:
+        ValueKindError: some hold another kind; indices are their rows, behind the base.
+    """
+    first_series, listed = store.counters.next_series, manifest.state.series
     cache: NumberCache = store.numbers()
-    known = map(cache.numbers.get, batch.labels, repeat(0))
-    numbers = np.fromiter(known, np.int64, len(batch.labels))
+    known = map(cache.numbers.get, labels, repeat(0))
+    numbers = np.fromiter(known, np.int64, len(labels))
     newcomers: list[Labels] = []
     next_number = first_series + (kind << KIND_SHIFT)
     unknown = np.flatnonzero(numbers == 0)
     if len(unknown) and len(cache.numbers) == listed:
         # The cache holds every series of the store: what it does not hold is new.
-        newcomers = [batch.labels[index] for index in unknown.tolist()]
+        newcomers = [labels[index] for index in unknown.tolist()]
         numbers[unknown] = np.arange(next_number, next_number + len(unknown))
         unknown = unknown[:0]
     for index in unknown.tolist():
-        labels = batch.labels[index]
-        number = store.catalogue.look_up(transaction, labels, cache)
+        number = store.catalogue.look_up(transaction, labels[index], cache)
         if number is None:
             number = next_number + len(newcomers)
-            newcomers.append(labels)
+            newcomers.append(labels[index])
         numbers[index] = number
     wrong = np.flatnonzero(numbers >> KIND_SHIFT != kind)
     if len(wrong):
         other = ValueKind(int(numbers[wrong[0]]) >> KIND_SHIFT)
-        bounds = batch.offsets.tolist()
+        bounds = offsets.tolist()
         raise ValueKindError(
-            f"{batch.labels[wrong[0]].id} holds {other.name.lower()}, the values are "
-            f"{kind.name.lower()}",
+            f"{labels[wrong[0]].id} holds {other.name.lower()}, the values are {kind.name.lower()}",
             indices=[
                 base + row
                 for index in wrong.tolist()

@@ -26,6 +26,7 @@ from tsengine.testing.conformance.lifecycle import LifecycleConformance
 from tsengine.testing.conformance.limits import CapConformance, RetentionConformance
 from tsengine.testing.conformance.policies import PolicyConformance
 from tsengine.testing.conformance.reading import ReadConformance
+from tsengine.testing.conformance.tables import TableConformance
 from tsengine.testing.conformance.writing import WritingConformance
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
 
 class EngineConformance(
     WritingConformance,
+    TableConformance,
     BadInputConformance,
     HostileConformance,
     PolicyConformance,

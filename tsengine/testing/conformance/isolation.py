@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tsengine.errors import NotOpenError
-from tsengine.model import GroupedBatch, Labels, ValueKind
+from tsengine.model import GroupedBatch, Labels, SeriesBatch, ValueKind
 from tsengine.testing.compare import assert_rows, rows_of
 from tsengine.testing.conformance.base import A, B, C, ConformanceBase
 from tsengine.testing.conformance.writing import batch_of, each_way, write_by
@@ -96,7 +96,7 @@ class AliasingConformance(ConformanceBase):
         engine.write_series(B, _TIMES, _COLUMNS[kind]())
         engine.write([(A, 2, _COLUMNS[kind]().tolist()[1])])
         before = rows_of(engine.query())
-        reads: dict[str, Callable[[], Sequence[Any]]] = {
+        reads: dict[str, Callable[[], Iterable[SeriesBatch]]] = {
             "query": engine.query,
             "range": lambda: engine.query("cpu", 1, 3),
             "scan": lambda: list(engine.scan()),

@@ -1,0 +1,303 @@
+"""Tables of other libraries, written: what the kit cannot know without them."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tsengine
+from tsengine import Labels, PartialWriteError, TimestampError, WriteReceipt, aio
+from tsengine.backends.memory import MemoryEngine
+from tsengine.errors import BatchShapeError, LabelsError, UnknownOptionError, ValueKindError
+from tsengine.tables.rows import _numbered
+from tsengine.testing.compare import assert_rows, rows_of
+from tsengine.testing.strategies import SPECIAL_FLOATS
+
+_T = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def engine() -> Iterator[MemoryEngine]:
+    """Give an empty store."""
+    with MemoryEngine() as opened:
+        yield opened
+
+
+def rows(engine: tsengine.Engine) -> dict[str, list[tuple[int, object]]]:
+    """Give all rows by series ID."""
+    return {labels.id: found for labels, found in rows_of(engine.query()).items()}
+
+
+@given(data=st.data())
+def test_copy_and_write_table_agree(data: st.DataObject) -> None:
+    """A long table comes to the same points by either way, whatever library holds it."""
+    count = data.draw(st.integers(1, 6))
+    columns = {
+        "__name__": data.draw(_column(st.sampled_from(["cpu", "memory"]), count)),
+        "host": data.draw(_column(st.sampled_from(["a", "b", None]), count)),
+        "timestamp": data.draw(_column(st.integers(1, 5), count)),
+        "value": data.draw(_column(st.sampled_from(SPECIAL_FLOATS), count)),
+    }
+    table = pa.table(columns)
+    for given_table in (table, pl.from_arrow(table), table.to_pandas(), table.to_reader(2)):
+        written, copied = MemoryEngine(), MemoryEngine()
+        with written, copied:
+            reread = table.to_reader(2) if hasattr(given_table, "read_next_batch") else given_table
+            assert written.write_table(given_table).accepted == count
+            tsengine.copy(reread, copied)
+            assert_rows(rows_of(written.query()), rows_of(copied.query()))
+
+
+def _column(values: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[Any]]:
+    return st.lists(values, min_size=count, max_size=count)
+
+
+@given(numbers=st.lists(st.integers(0, 3_000), max_size=20))
+def test_numbers_far_and_near_are_told_alike(numbers: list[int]) -> None:
+    """Series are numbered by sorting or by looking up, with one outcome."""
+    distinct, places = _numbered(np.array(numbers, np.int64))
+    assert distinct.tolist() == sorted(set(numbers))
+    assert [distinct[place] for place in places] == numbers
+
+
+@pytest.mark.parametrize("layout", ["columns", "rows", "parts"])
+def test_a_frame_of_any_layout_is_the_same(engine: MemoryEngine, layout: str) -> None:
+    """A pandas frame is one matrix, either way round, or many arrays."""
+    matrix = np.arange(1200.0).reshape(600, 2)
+    index = pd.DatetimeIndex(_T + np.arange(600), name="when")
+    if layout == "rows":
+        frame = pd.DataFrame(matrix, index=index, columns=["a", "b"])
+    else:
+        frame = pd.DataFrame({"a": matrix[:, 0].copy(), "b": matrix[:, 1].copy()}, index=index)
+    if layout == "columns":
+        frame = frame.copy()
+    assert engine.write_table(frame, time="when") == WriteReceipt(1200, 1200)
+    found = engine.query()
+    assert [batch.values.tolist() for batch in found] == matrix.T.tolist()
+    assert found[0].timestamps.tolist() == list(range(_T, _T + 600))
+
+
+def test_the_index_of_a_frame_is_its_time(engine: MemoryEngine) -> None:
+    """An index of times needs no name; a named one, of several levels too, is a column."""
+    index = pd.date_range("2026-01-01", periods=2, freq="s", tz="Europe/Berlin")
+    start = tsengine.timestamp("2026-01-01T00:00:00+01:00")
+    engine.write_table(pd.DataFrame({"a": [1.0, 2.0]}, index=index))
+    levels = pd.MultiIndex.from_arrays([index, ["x", "y"]], names=["timestamp", "room"])
+    engine.write_table(pd.DataFrame({"b": [1.0, 2.0]}, index=levels), labels=["room"])
+    assert rows(engine) == {
+        "a": [(start, 1.0), (start + 10**9, 2.0)],
+        'b{room="x"}': [(start, 1.0)],
+        'b{room="y"}': [(start + 10**9, 2.0)],
+    }
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Tokyo"])
+def test_times_of_any_unit_and_zone_are_the_same_moment(
+    engine: MemoryEngine, unit: str, zone: str | None
+) -> None:
+    """What is one moment in Arrow, pandas, polars or numpy is stored as that; no zone is UTC."""
+    second = np.array([1_700_000_000], np.int64)
+    table = pa.table({"timestamp": pa.array(second).cast(pa.timestamp("s")), "a": [1.0], "b": [2]})
+    moved = table.set_column(0, "timestamp", table["timestamp"].cast(pa.timestamp(unit, zone)))
+    plain = {"timestamp": second.astype("datetime64[s]").astype(f"datetime64[{unit}]"), "a": [1.0]}
+    for given_table in (moved, pl.from_arrow(moved), moved.to_pandas(), plain):
+        with MemoryEngine() as other:
+            other.write_table(given_table)
+            assert other.latest("a")[0].timestamp == _T
+
+
+@pytest.mark.parametrize("values", ["a", ["a"]])
+def test_times_may_be_what_timestamp_takes(engine: MemoryEngine, values: Any) -> None:
+    """Text and moments with a zone are times in either form; a naive moment is none."""
+    aware = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    table = {"timestamp": ["2026-01-01T00:00:01Z", aware], "a": [1.5, 2.5]}
+    for given_table in (table, pd.DataFrame(table, dtype=object)):
+        engine.write_table(given_table, values=values, labels=[])
+        start = tsengine.timestamp(aware)
+        assert rows(engine) == {"a": [(start, 2.5), (start + 10**9, 1.5)]}
+    table["timestamp"] = [aware, dt.datetime(2026, 1, 1)]
+    with pytest.raises(TimestampError) as caught:
+        engine.write_table(table, values=values, labels=[])
+    assert caught.value.indices == (1,)
+
+
+@pytest.mark.parametrize(
+    ("times", "indices"),
+    [
+        (pa.array([1, None, 3, None], pa.timestamp("ns")), (1, 3)),
+        (pa.array([1, None, 3, 4], pa.int64()), (1,)),
+        (pa.array([1, 2**60, 3, 4], pa.timestamp("s")), (1,)),
+        (pa.array([1.0, 2.0, 3.0, 4.0]), (0, 1, 2, 3)),
+        (pa.array([dt.date(2026, 1, 1)] * 4), (0, 1, 2, 3)),
+    ],
+)
+@pytest.mark.parametrize("form", ["long", "wide"])
+@pytest.mark.parametrize("library", ["arrow", "polars", "pandas"])
+def test_times_that_are_none_are_named_by_row(
+    engine: MemoryEngine, times: Any, indices: tuple[int, ...], form: str, library: str
+) -> None:
+    """A null, what lies beyond int64 and another type are errors with rows; nothing is stored."""
+    columns = {"value": [1.0] * 4, "x": ["y"] * 4} if form == "long" else {"a": [1.0] * 4}
+    table = pa.table({"timestamp": times, **columns})
+    convert: dict[str, Any] = {"polars": pl.from_arrow, "pandas": pa.Table.to_pandas}
+    if library == "pandas" and times.type == pa.timestamp("s"):
+        return  # pandas' own conversion refuses it
+    if library == "polars" and times.type == pa.timestamp("s"):
+        return  # it has no seconds, and wraps around
+    frame = convert.get(library, lambda given: given)(table)
+    if library == "pandas" and times.type == pa.int64():
+        frame = frame.astype({"timestamp": "Int64"})
+    with pytest.raises(TimestampError) as caught:
+        engine.write_table(frame)
+    assert caught.value.indices == indices
+    assert engine.count() == 0
+
+
+@pytest.mark.parametrize("library", ["arrow", "polars", "pandas"])
+def test_nulls_mean_what_the_form_says(engine: MemoryEngine, library: str) -> None:
+    """In a wide table a null is no row, in labels no label, in a long table's value an error."""
+    table = pa.table(
+        {
+            "timestamp": [1, 2],
+            "room": ["x", None],
+            "warm": [1.5, None],
+            "count": pa.array([None, 2**62], pa.int64()),
+            "note": [None, "wet"],
+        }
+    )
+    frame: Any = table
+    if library == "polars":
+        frame = pl.from_arrow(table)
+    if library == "pandas":
+        frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        frame["warm"] = frame["warm"].astype("Float64")
+    assert engine.write_table(frame, labels=["room"]).submitted == 3
+    assert rows(engine) == {
+        "count": [(2, 2**62)],
+        "note": [(2, "wet")],
+        'warm{room="x"}': [(1, 1.5)],
+    }
+    with pytest.raises(ValueKindError) as caught:
+        engine.write_table(frame, labels=["room"], values="count")
+    assert caught.value.indices == (0,)
+
+
+@pytest.mark.parametrize(
+    ("column", "error"),
+    [
+        (pa.array([dt.timedelta(1)]), ValueKindError),
+        (pa.array([dt.datetime(2026, 1, 1)]), ValueKindError),
+        (pa.array([[None]]), None),
+    ],
+)
+def test_values_of_types_that_are_no_values_are_refused(
+    engine: MemoryEngine, column: Any, error: Any
+) -> None:
+    """A column of times or durations is of no kind, and its rows are named."""
+    table = pa.table({"timestamp": [5], "a": column})
+    if error is None:
+        engine.write_table(table)
+        return
+    with pytest.raises(error) as caught:
+        engine.write_table(table)
+    assert caught.value.indices == (0,)
+
+
+@pytest.mark.parametrize("library", ["arrow", "polars", "pandas"])
+def test_labels_that_are_no_text_are_refused(engine: MemoryEngine, library: str) -> None:
+    """A column of numbers is none of labels; the rows are named."""
+    table = pa.table({"timestamp": [1, 2], "host": [1, 2], "a": [1.0, 2.0], "value": [1.0, 2.0]})
+    convert: dict[str, Any] = {"polars": pl.from_arrow, "pandas": pa.Table.to_pandas}
+    frame = convert.get(library, lambda given: given)(table)
+    for values in (["a"], None):
+        with pytest.raises(LabelsError) as caught:
+            engine.write_table(frame, labels=["host"], values=values)
+        assert caught.value.indices == (0, 1)
+    assert engine.count() == 0
+
+
+def test_a_stream_is_gathered_to_commits(engine: MemoryEngine) -> None:
+    """Batches of a few rows become parts of as many as were asked for, and errors count on."""
+    table = pa.table({"timestamp": [*range(1, 50), None], "a": [0.5] * 50, "b": [1.5] * 50})
+    with pytest.raises(PartialWriteError) as caught:
+        engine.write_table(table.to_reader(max_chunksize=3), points_max=32)
+    assert (caught.value.rows, caught.value.receipt.accepted, engine.count()) == (48, 96, 96)
+    assert isinstance(caught.value.__cause__, TimestampError)
+    assert caught.value.__cause__.indices == (49,)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.rows, again.receipt) == (caught.value.rows, caught.value.receipt)
+
+
+def test_a_source_that_fails_is_told_of(engine: MemoryEngine) -> None:
+    """What a stream raises comes out as it is, or behind what landed."""
+
+    def batches(good: int) -> Iterator[pa.RecordBatch]:
+        for n in range(good):
+            yield pa.record_batch({"timestamp": [n + 1], "a": [0.5]})
+        raise RuntimeError("the source broke")
+
+    schema = pa.schema([("timestamp", pa.int64()), ("a", pa.float64())])
+    with pytest.raises(pa.ArrowInvalid, match="broke"):
+        engine.write_table(pa.RecordBatchReader.from_batches(schema, batches(0)), points_max=1)
+    with pytest.raises(PartialWriteError, match=r"first 3 rows.*broke") as caught:
+        engine.write_table(pa.RecordBatchReader.from_batches(schema, batches(3)), points_max=1)
+    assert caught.value.receipt == WriteReceipt(3, 3)
+    assert engine.count() == 3
+
+
+def test_names_of_columns_are_told_apart(engine: MemoryEngine) -> None:
+    """Two columns of a name, or names that are no text, are refused."""
+    twice = pa.table(
+        [pa.array([1]), pa.array([1.0]), pa.array([2.0])], names=["timestamp", "a", "a"]
+    )
+    for table in (twice, twice.to_pandas(), pd.DataFrame({0: [1.0], "timestamp": [1]})):
+        with pytest.raises(BatchShapeError):
+            engine.write_table(table)
+    with pytest.raises(UnknownOptionError):
+        engine.write_table(twice, points_max=0)
+
+
+def test_arrow_arrays_and_extension_columns_are_taken(engine: MemoryEngine) -> None:
+    """A single record batch, and pandas columns held by Arrow, are tables as well."""
+    batch = pa.record_batch({"timestamp": [1, 2], "a": [1.5, 2.5]})
+
+    class Exported:
+        def __arrow_c_array__(self, requested_schema: object = None) -> object:
+            return batch.__arrow_c_array__(requested_schema)
+
+    engine.write_table(Exported())
+    frame = pa.table({"timestamp": [1, None], "b": [1.5, 2.5]}).to_pandas(
+        types_mapper=pd.ArrowDtype
+    )
+    engine.write_table(frame.iloc[:1])
+    assert rows(engine) == {"a": [(1, 1.5), (2, 2.5)], "b": [(1, 1.5)]}
+    with pytest.raises(TimestampError):
+        engine.write_table(frame)
+
+
+def test_tables_are_written_under_asyncio_and_through_a_buffer() -> None:
+    """Both faces take tables; a buffer's pending points come first."""
+    frame = pd.DataFrame({"timestamp": [1, 2], "a": [1.5, 2.5]})
+
+    async def main() -> None:
+        async with aio.Engine(MemoryEngine()) as engine:
+            assert await engine.write_table(frame) == WriteReceipt(2, 2)
+            assert await engine.count() == 2
+
+    asyncio.run(main())
+    with tsengine.BufferedEngine(MemoryEngine(), age_max=None) as buffered:
+        buffered.buffer.write((Labels("a"), 1, 0.5))
+        buffered.write_table(frame)
+        assert rows(buffered) == {"a": [(1, 1.5), (2, 2.5)]}
