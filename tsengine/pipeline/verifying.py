@@ -22,6 +22,7 @@ _DIGEST_BYTES: Final = 16
 """No two series of any number of stores have the same by chance."""
 
 What: TypeAlias = Literal["missing", "extra", "kind", "count", "timestamp", "value"]
+"""In what two stores differ; see `Difference`."""
 
 
 @dataclass(frozen=True, slots=True)
