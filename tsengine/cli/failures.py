@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from tsengine.cli.texts import printable, without_secrets
+from tsengine.cli.texts import printable, timestamp_text, without_secrets
 from tsengine.errors import (
     CancelledError,
     ConfigurationError,
@@ -78,6 +78,8 @@ def message(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     text = str(error)
+    if isinstance(error, DifferenceError) and error.difference.timestamp is not None:
+        text = f"{text} ({timestamp_text(error.difference.timestamp)})"
     for kind, hint in HINTS:
         if isinstance(error, kind):
             return f"{text}\nhint: {hint}"
