@@ -21,6 +21,7 @@ from tsengine.errors import (
     InvalidDataError,
     InvalidQueryError,
     LifecycleError,
+    RollupError,
     StoreInUseError,
     TsEngineError,
 )
@@ -46,6 +47,7 @@ class ExitCode(enum.IntEnum):
 
 HINTS: Final[tuple[tuple[type[TsEngineError], str], ...]] = (
     (CopyError, "a copy with --producer goes on from there when the same command is run again"),
+    (RollupError, "the same command, run again, goes on"),
     (StoreInUseError, "commands that only read work beside a writer; this one writes"),
 )
 """What helps at an error, besides its message."""
