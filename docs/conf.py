@@ -8,7 +8,9 @@ reStructuredText.
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst.states import Inliner
@@ -22,7 +24,8 @@ author = "The tsengine authors"
 copyright = "The tsengine authors; licence Apache-2.0"  # noqa: A001  # Sphinx's name for it
 version = release = version_of("tsengine")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+sys.path.insert(0, str(Path(__file__).parent))  # for commands.py
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commands"]
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
