@@ -62,7 +62,7 @@ autodoc_type_aliases = {
     "LabelColumns": "tsengine.tables.form.LabelColumns",
     "OnProgress": "tsengine.pipeline.writing.OnProgress",
     "OnReject": "tsengine.pipeline.writing.OnReject",
-    "OnRollup": "tsengine.pipeline.renewing.OnRollup",
+    "OnRollup": "tsengine.rollups.renewing.OnRollup",
     "PointLike": "tsengine.model.batches.PointLike",
     "Receipt": "tsengine.aio.delivery.Receipt",
     "Selection": "tsengine.testing.reference.Selection",
@@ -79,7 +79,7 @@ SOURCE_NAMES = autodoc_type_aliases | {
     "Acknowledgement": "tsengine.buffering.acknowledgement.Acknowledgement",
     "core.Engine": "tsengine.Engine",
     "pipeline.CopyReport": "tsengine.CopyReport",
-    "pipeline.RollupReport": "tsengine.RollupReport",
+    "rollups.RollupReport": "tsengine.RollupReport",
     "pipeline.VerifyReport": "tsengine.VerifyReport",
 }
 python_use_unqualified_type_names = True

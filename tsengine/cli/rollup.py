@@ -22,7 +22,7 @@ from tsengine.cli.progress import progress
 from tsengine.cli.stores import open_for_change, open_for_reading, open_or_create
 from tsengine.cli.texts import timestamp_text
 from tsengine.engine import Engine
-from tsengine.pipeline import RollupReport
+from tsengine.rollups import RollupReport
 
 
 @click.command(
