@@ -29,13 +29,14 @@ INSTALLED := PYTHONSAFEPATH=1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment break each other
-.PHONY: help demo test check format bench growth torture clean
+.PHONY: help demo test check format docs bench growth torture clean
 
 help:
 	@echo "make demo    real sensor data through the write buffer into an LMDB store, and back"
 	@echo "make test    the tests, the examples' tests and each benchmark once, on the built wheel"
 	@echo "make check   ruff, mypy --strict, the import contract"
 	@echo "make format  let ruff format and mend what it can"
+	@echo "make docs    the documentation, into docs/_build; warnings are errors"
 	@echo "make bench   the figures, with the peers' beside them (some minutes)"
 	@echo "make growth  one store grown to 300,000,000 points; figures and charts into docs/"
 	@echo "make torture MINUTES=10 [SEED=…]  kills, full disks, damage, threads … at random; as JSON"
@@ -61,6 +62,11 @@ format: $(STAMPS)/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# -E: pages whose docstrings changed are made anew, of which Sphinx knows nothing.
+docs: $(STAMPS)/docs $(STAMPS)/installed
+	$(INSTALLED) $(BIN)/sphinx-build -E -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: $(STAMPS)/dev $(STAMPS)/installed
 	$(BIN)/python -m benchmarks.report
 
@@ -71,7 +77,7 @@ torture: $(STAMPS)/dev $(STAMPS)/installed $(STAMPS)/tools
 	$(BIN)/python -m tests.reliability.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ------------------------------------------------------------------------------ environment
@@ -98,7 +104,7 @@ $(STAMPS)/wheel: $(SOURCES) | $(STAMPS)/build
 	@touch $@
 
 # What an extra asks for. Changes of the package alone do not come this way.
-$(STAMPS)/dev $(STAMPS)/demo: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/wheel
+$(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/docs: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/wheel
 	@echo "installing the requirements: $*"
 	@$(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[$*]"
 	@touch $@

@@ -13,14 +13,11 @@ status is 1.
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -30,15 +27,18 @@ import pandas as pd
 
 import tsengine
 from tsengine import DataPoint, Labels
-
-GLUCOSE: Final = Labels("glucose", device="cgm")
-CURRENT: Final = Labels("sensor_current", device="cgm")
-SEA: Final = Labels("sea_temperature", buoy="B01")
-
-CGM_FILE: Final = "CGM.csv"
-SEA_FILE: Final = "sea_surface_temperature.csv"
-NO_READING: Final = "nil"
-"""What the monitor's file has where the sensor gave no current: nothing to store."""
+from tsengine.cli.readings import (
+    CGM_FILE,
+    CURRENT,
+    GLUCOSE,
+    NO_READING,
+    SEA,
+    SEA_FILE,
+    file_text,
+    path_of,
+    read_glucose_monitor,
+    read_sea,
+)
 
 DELETED: Final = ("2016-07-01T00:00:00Z", "2016-07-02T00:00:00Z")
 """The day that is deleted from the sea temperatures; like every range without its end."""
@@ -70,41 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
         return compare(engine) if was_exact else 1
 
 
-# The data: one DataPoint a reading, in the order of the files.
-
-
-def read_glucose_monitor() -> Iterator[DataPoint]:
-    """Give glucose, and the sensor's current where there is one."""
-    for current, moment, glucose in _rows(CGM_FILE):
-        timestamp = tsengine.timestamp(moment + "Z")
-        yield DataPoint(GLUCOSE, timestamp, float(glucose))
-        if current != NO_READING:
-            yield DataPoint(CURRENT, timestamp, float(current))
-
-
-def read_sea() -> Iterator[DataPoint]:
-    """Give the temperatures; their times end in Z already."""
-    for moment, celsius in _rows(SEA_FILE):
-        yield DataPoint(SEA, tsengine.timestamp(moment), float(celsius))
-
-
-def _path(name: str) -> Path:
-    plain = Path(str(files("bokeh_sampledata"))) / "_data" / name
-    return plain if plain.exists() else plain.with_name(name + ".gz")  # it depends on the release
-
-
-def _text(name: str) -> str:
-    path = _path(name)
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-
-
-def _rows(name: str) -> Iterator[list[str]]:
-    rows = csv.reader(_text(name).splitlines())
-    next(rows)  # the names of the columns
-    return rows
-
-
 # What the store does with it.
 
 
@@ -123,7 +88,7 @@ def write(url: str, points: Iterable[DataPoint]) -> None:
 
 def compact(url: str) -> None:
     """Merge everything, give space back, and say what a point takes on disk."""
-    csv_bytes = sum(len(_text(name)) for name in (CGM_FILE, SEA_FILE))
+    csv_bytes = sum(len(file_text(name)) for name in (CGM_FILE, SEA_FILE))
     with tsengine.open(url) as engine:
         report = engine.compact()
         count = engine.count()
@@ -224,8 +189,8 @@ def compare(engine: tsengine.Engine) -> int:
 def read_by_pandas() -> Columns:
     """Read the columns that the store should hold by now."""
     # As text first: older pandas read floats from CSV an ulp off, and convert text exactly.
-    monitor = pd.read_csv(_path(CGM_FILE), na_values=[NO_READING], dtype=str)
-    sea = pd.read_csv(_path(SEA_FILE), dtype=str)
+    monitor = pd.read_csv(path_of(CGM_FILE), na_values=[NO_READING], dtype=str)
+    sea = pd.read_csv(path_of(SEA_FILE), dtype=str)
     sea.columns = pd.Index(["datetime", "celsius"])
     readings = {
         GLUCOSE: monitor.set_index("datetime")["glucose"],

@@ -152,6 +152,19 @@ def test_a_scan_keeps_its_moment_through_small_commits(
 # Merging.
 
 
+def test_merges_that_are_owed_are_told(path: Path) -> None:
+    """Eight small runs of a level owe one merge, sixteen two; compaction leaves none owed."""
+    with LmdbEngine(str(path), merging="manual") as engine:
+        owed = []
+        for number in range(16):
+            times = np.arange(2_000) + 1 + number * 2_000  # too many to be taken into a commit
+            engine.write_series(A, times, np.ones(2_000))
+            owed.append(engine.stats().details["merges_owed"])
+        assert owed == [0] * 7 + [1] * 8 + [2]
+        engine.compact()
+        assert engine.stats().details["merges_owed"] == 0
+
+
 @pytest.mark.usefixtures("small_merges")
 @pytest.mark.parametrize("block_points", [1, 4, 16_384])
 def test_merging_changes_no_answer(tmp_path: Path, block_points: int) -> None:

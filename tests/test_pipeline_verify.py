@@ -165,3 +165,12 @@ def test_it_can_be_cancelled(left: Engine, right: Engine) -> None:
     cancel.set()
     with pytest.raises(CancelledError):
         tsengine.verify(left, right, cancel=cancel)
+
+
+def test_progress_is_told_after_each_series(left: Engine, right: Engine) -> None:
+    """What was found equal so far, the last of it what the report says."""
+    told: list[tsengine.VerifyReport] = []
+    report = tsengine.verify(left, right, progress=told.append)
+    assert [one.series for one in told] == [1, 2, 3]
+    assert [one.points for one in told] == [49, 49 + 19, 49 + 19 + 9]
+    assert told[-1] == report

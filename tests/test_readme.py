@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import Session, blocks
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
 from tsengine.duplicates import DuplicatePolicy
@@ -15,7 +16,7 @@ from tsengine.options import STORE_OPTIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+BLOCKS = [block for block in blocks(ROOT / "README.md") if block.language == "python"]
 
 
 def section(title: str) -> str:
@@ -39,8 +40,7 @@ def first_words(title: str) -> list[str]:
 def test_code_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block of Python runs by itself, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    code = compile(BLOCKS[number], f"README.md, block {number}", "exec")
-    exec(code, {"__name__": "readme"})
+    Session().run(BLOCKS[number])
 
 
 def test_there_is_code() -> None:
@@ -48,13 +48,10 @@ def test_there_is_code() -> None:
     assert len(BLOCKS) == README.count("```python") >= 3
 
 
-def test_the_example_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first example prints the five seconds it asks for."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(BLOCKS[0], "README.md", "exec"), {})
-    printed = capsys.readouterr().out
+    printed = Session().run(BLOCKS[0])
     assert printed.count("web-1") == 5
     assert "2026-01-01 00:00:04+00:00" in printed
 

@@ -217,3 +217,15 @@ def test_nobody_takes_over_a_scheme_of_ours(install: Install) -> None:
     registry._backends.cache_clear()
     with tsengine.open("memory://") as engine:
         assert type(engine).__name__ == "MemoryEngine"
+
+
+def test_an_engine_is_made_without_being_opened(tmp_path: Path) -> None:
+    """`unopened` touches nothing, and opens as `open` would have."""
+    engine = registry.unopened(f"lmdb://{tmp_path}/store?retention=1d")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotOpenError):
+        engine.count()
+    with engine.open():
+        assert engine.options.retention == 86_400 * 10**9
+    with pytest.raises(UnknownOptionError):
+        registry.unopened("lmdb://store?colour=red")

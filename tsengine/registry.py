@@ -58,6 +58,15 @@ def open(
         StoreInUseTimeoutError: it still had it after `timeout`.
         CancelledError: `cancel` was set.
     """
+    return unopened(url, **options).open(timeout=timeout, cancel=cancel)
+
+
+def unopened(url: str, **options: object) -> Engine:
+    """Make the engine of a URL without opening it, as for a check of files that are not trusted.
+
+    Raises:
+        ConfigurationError: as in `open`.
+    """
     scheme, location, given = _parse(url)
     backend = _load(_find(scheme))
     unknown = sorted(given.keys() - backend.option_converters.keys())
@@ -74,8 +83,7 @@ def open(
         )
     if "location" in options:
         raise UnknownOptionError("the location of a store stands in its URL; it is no option")
-    engine = backend(location, **options, **given)  # type: ignore[arg-type]  # clock_ns may be one
-    return engine.open(timeout=timeout, cancel=cancel)
+    return backend(location, **options, **given)  # type: ignore[arg-type]  # clock_ns may be one
 
 
 def _parse(url: object) -> tuple[str, str, dict[str, str]]:

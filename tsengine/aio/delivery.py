@@ -23,6 +23,7 @@ DELIVERED_AT_ONCE: Final = 1_024
 is in the loop waits for no more than these."""
 
 Receipt: TypeAlias = asyncio.Future[WriteReceipt]
+"""A future of what becomes of a point that was taken."""
 
 
 class Mailbox:

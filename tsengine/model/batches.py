@@ -17,6 +17,7 @@ from tsengine.model.time import TimestampLike
 from tsengine.model.values import Value, ValueArray
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+"""A numpy array, `int64[n]`."""
 
 PRODUCER_LENGTH_MAX: Final = 1_024
 """Most characters of a producer's name: host, path and process of a program, and room."""
@@ -39,6 +40,7 @@ class DataPoint(NamedTuple):
 
 
 PointLike: TypeAlias = "DataPoint | tuple[Labels, TimestampLike, object]"
+"""A point, or the bare tuple."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,7 +26,10 @@ RANGE_END_MAX: Final = 2**63
 """The end of a range that leaves nothing out: one past the last timestamp."""
 
 TimestampLike: TypeAlias = "SupportsIndex | dt.datetime | np.datetime64 | str"
+"""A moment, as `timestamp` takes it."""
+
 DurationLike: TypeAlias = "dt.timedelta | str"
+"""A length of time, as `duration` takes it."""
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NS_PER_UNIT: Final = {

@@ -28,7 +28,10 @@ OBJECT_DEPTH_MAX: Final = 32
 _FLOAT_EXACT: Final = 2**53
 
 Value: TypeAlias = "float | int | bool | str | bytes | list[object] | dict[str, object]"
+"""What a point may hold: a number, or what MessagePack carries but for None."""
+
 ValueArray: TypeAlias = "npt.NDArray[np.float64] | npt.NDArray[np.int64] | npt.NDArray[np.object_]"
+"""Values as a column, `[n]`: float64, int64 or objects, by the kind of the series."""
 
 
 class ValueKind(enum.IntEnum):

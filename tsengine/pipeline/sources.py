@@ -44,6 +44,7 @@ Item: TypeAlias = "PointLike | SeriesBatch | GroupedBatch | ArrowTable"
 CopySource: TypeAlias = (
     "Engine | SeriesBatch | GroupedBatch | ArrowTable | Iterable[Item] | AsyncIterable[Item]"
 )
+"""What can be copied; an `Item` is a point, a batch or a table."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final, Literal, TypeAlias
@@ -22,6 +22,7 @@ _DIGEST_BYTES: Final = 16
 """No two series of any number of stores have the same by chance."""
 
 What: TypeAlias = Literal["missing", "extra", "kind", "count", "timestamp", "value"]
+"""In what two stores differ; see `Difference`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ def verify(
     start: TimestampLike | None = None,
     end: TimestampLike | None = None,
     *,
+    progress: Callable[[VerifyReport], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> VerifyReport:
     """Compare what two stores hold, series by series, in bounded memory.
@@ -124,6 +126,7 @@ def verify(
         selector: which series of both.
         start: the first timestamp.
         end: one past the last timestamp.
+        progress: is called after each series with what was found equal so far.
         cancel: stops when it is set.
 
     Raises:
@@ -142,6 +145,8 @@ def verify(
             raise DifferenceError(str(difference), difference=difference)
         series += 1
         points += left.count
+        if progress is not None:
+            progress(VerifyReport(series, points))
     return VerifyReport(series, points)
 
 

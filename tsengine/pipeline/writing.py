@@ -31,7 +31,11 @@ from tsengine.retry import RetryPolicy
 from tsengine.waiting import PAUSE_SECONDS_MAX, Patience
 
 OnReject: TypeAlias = Callable[[list[DataPoint], Exception], object]
+"""Is given points that can never be stored, and what is wrong with them."""
+
 OnProgress: TypeAlias = Callable[[Progress], object]
+"""Is told how far a copy is."""
+
 Rejected: TypeAlias = tuple[list[DataPoint], Exception]
 Side: TypeAlias = Literal["source", "target", "caller"]
 

@@ -86,6 +86,7 @@ class Reopen:
 
 
 Operation: TypeAlias = "Write | WriteColumns | Delete | Read | Aggregate | Compact | Reopen"
+"""One thing that a store is asked to do."""
 
 Outcome: TypeAlias = "WriteReceipt | int | tuple[type[InvalidDataError], tuple[int, ...]]"
 """What a call gave: a receipt, a number of series, or an error's type and indices."""

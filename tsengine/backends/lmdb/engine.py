@@ -26,7 +26,7 @@ from tsengine.backends.lmdb.edges import edge_points
 from tsengine.backends.lmdb.failures import translate_os
 from tsengine.backends.lmdb.files import DATA_FILE, sync_directory, sync_file
 from tsengine.backends.lmdb.layout import BLOCKS, REMOVED_SERIES
-from tsengine.backends.lmdb.merge import OWN_BLOCKS_FROM, is_bulk
+from tsengine.backends.lmdb.merge import OWN_BLOCKS_FROM, count_due, is_bulk
 from tsengine.backends.lmdb.reading import series_batch
 from tsengine.backends.lmdb.runs import DeleteEvent, Manifest
 from tsengine.backends.lmdb.sharing import Shared, acquire, release
@@ -261,6 +261,7 @@ class LmdbEngine(Engine):
             details={
                 "runs": len(runs),
                 "runs_by_level": levels,
+                "merges_owed": count_due(runs),
                 "block_bytes": sum(run.size for run in runs),
                 "deletes": len(manifest.deletes),
                 "runs_to_sweep": store.sweeper.owed,

@@ -102,6 +102,16 @@ def _is_unpacked(run: Run) -> bool:
     return run.level == 0 and is_bulk(run.rows)
 
 
+def count_due(runs: Sequence[Run]) -> int:
+    """Count the merges that are due of these runs, not those that they in turn will make due."""
+    busy: set[int] = set()
+    count = 0
+    while due := plan(runs, busy):
+        busy.update(run.number for run in due)
+        count += 1
+    return count
+
+
 def tail_start(runs: Sequence[Run]) -> int:
     """Give the place from which on runs are so small that commits take them in."""
     start, rows = len(runs), 0
