@@ -28,7 +28,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Names of other projects: to link them, a build would have to ask their hosts.
     (r"py:.*", r"(_?asyncio|abc|collections|datetime|dt|enum|pathlib|threading)\..*"),
-    (r"py:.*", r"(hypothesis|numpy|np|pandas|pd)\..*"),
+    (r"py:.*", r"(hypothesis|numpy|np|pandas|pd|pa|pl)\..*"),
     (r"py:.*", r"Metric|SupportsIndex"),  # of prometheus_client and typing
     (r"py:.*", r"tsengine\..*\._\w+"),  # type variables: they have no page
 ]
@@ -56,6 +56,7 @@ autodoc_type_aliases = {
     "DurationLike": "tsengine.model.time.DurationLike",
     "Fill": "tsengine.aggregation.asking.Fill",
     "Int64Array": "tsengine.model.batches.Int64Array",
+    "LabelColumns": "tsengine.tables.form.LabelColumns",
     "OnProgress": "tsengine.pipeline.writing.OnProgress",
     "OnReject": "tsengine.pipeline.writing.OnReject",
     "PointLike": "tsengine.model.batches.PointLike",
@@ -65,6 +66,7 @@ autodoc_type_aliases = {
     "TimestampLike": "tsengine.model.time.TimestampLike",
     "Value": "tsengine.model.values.Value",
     "ValueArray": "tsengine.model.values.ValueArray",
+    "ValueColumns": "tsengine.tables.form.ValueColumns",
     "What": "tsengine.pipeline.verifying.What",
 }
 # Where an annotation cannot be evaluated, as it names what is imported for type checkers alone,
