@@ -47,6 +47,9 @@ from tsengine.errors import (
     RangeError,
     ReadOnlyError,
     RejectedPointsError,
+    RollupCancelledError,
+    RollupError,
+    RollupTimeoutError,
     SelectorError,
     SnapshotExpiredError,
     SourceChangedError,
@@ -90,6 +93,7 @@ from tsengine.pipeline import (
 from tsengine.registry import open
 from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, RetryPolicy
+from tsengine.rollups import RollupReport, rollup
 from tsengine.selectors import Matcher, MatchOperator, Selector
 
 __version__ = "0.1.0"
@@ -138,6 +142,10 @@ __all__ = [
     "ReadOnlyError",
     "RejectedPointsError",
     "RetryPolicy",
+    "RollupCancelledError",
+    "RollupError",
+    "RollupReport",
+    "RollupTimeoutError",
     "Selector",
     "SelectorError",
     "SeriesBatch",
@@ -170,6 +178,7 @@ __all__ = [
     "duration",
     "errors",
     "open",
+    "rollup",
     "timestamp",
     "verify",
 ]

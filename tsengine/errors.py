@@ -24,6 +24,9 @@
     │   ├── SourceChangedError             a copy is resumed from a source that is another one
     │   ├── CopyTimeoutError (WaitTimeoutError)   it took longer than `timeout`
     │   └── CopyCancelledError (CancelledError)   `cancel` was set
+    ├── RollupError                        a rollup stopped, or left results out
+    │   ├── RollupTimeoutError (WaitTimeoutError)   it took longer than `timeout`
+    │   └── RollupCancelledError (CancelledError)   `cancel` was set
     ├── DifferenceError                    two stores do not hold the same
     ├── LifecycleError
     │   ├── NotOpenError                   used before open or after close
@@ -57,6 +60,7 @@ if TYPE_CHECKING:  # for signatures alone: these stand above this module
     from tsengine.model import DataPoint, WriteReceipt
     from tsengine.pipeline.progress import CopyReport
     from tsengine.pipeline.verifying import Difference
+    from tsengine.rollups.report import RollupReport
 
 
 class TsEngineError(Exception):
@@ -362,6 +366,46 @@ class CopyTimeoutError(CopyError, WaitTimeoutError):
 
 class CopyCancelledError(CopyError, CancelledError):
     """Is raised when `cancel` was set during a copy; a named one can be resumed."""
+
+
+class RollupError(TsEngineError):
+    """Is raised when a rollup stops, or is done but for results that cannot be stored.
+
+    Its cause is what stopped it, or what is wrong with the first of those results. Run again, it
+    goes on, and looks at those again.
+
+    Attributes:
+        report: what had been done by then.
+        side: where it failed, as in a CopyError; results that cannot be stored are a failure of
+            the `"target"`.
+        rejections: some of the results that cannot be stored, with what is wrong with them, by
+            error. `report.rejected` counts all.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        report: RollupReport,
+        side: Literal["source", "target", "caller"],
+        rejections: Sequence[tuple[Sequence[DataPoint], Exception]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.report = report
+        self.side = side
+        self.rejections = tuple((list(points), error) for points, error in rejections)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the report."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class RollupTimeoutError(RollupError, WaitTimeoutError):
+    """Is raised when a rollup took longer than `timeout`; run again, it goes on."""
+
+
+class RollupCancelledError(RollupError, CancelledError):
+    """Is raised when `cancel` was set during a rollup; run again, it goes on."""
 
 
 class DifferenceError(TsEngineError):

@@ -15,6 +15,7 @@ from tsengine.cli.demo import demo
 from tsengine.cli.failures import ExitCode, end, refuse
 from tsengine.cli.plot import plot
 from tsengine.cli.query import query
+from tsengine.cli.rollup import rollup
 from tsengine.cli.series import labels, series
 from tsengine.cli.stats import stats
 from tsengine.cli.upkeep import check, compact, snapshot
@@ -29,6 +30,7 @@ COMMANDS: Final[tuple[click.Command, ...]] = (
     labels,
     plot,
     query,
+    rollup,
     series,
     snapshot,
     stats,

@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from tsengine.cli.texts import printable, without_secrets
+from tsengine.cli.texts import printable, timestamp_text, without_secrets
 from tsengine.errors import (
     CancelledError,
     ConfigurationError,
@@ -21,6 +21,7 @@ from tsengine.errors import (
     InvalidDataError,
     InvalidQueryError,
     LifecycleError,
+    RollupError,
     StoreInUseError,
     TsEngineError,
 )
@@ -46,6 +47,7 @@ class ExitCode(enum.IntEnum):
 
 HINTS: Final[tuple[tuple[type[TsEngineError], str], ...]] = (
     (CopyError, "a copy with --producer goes on from there when the same command is run again"),
+    (RollupError, "the same command, run again, goes on"),
     (StoreInUseError, "commands that only read work beside a writer; this one writes"),
 )
 """What helps at an error, besides its message."""
@@ -78,6 +80,8 @@ def message(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     text = str(error)
+    if isinstance(error, DifferenceError) and error.difference.timestamp is not None:
+        text = f"{text} ({timestamp_text(error.difference.timestamp)})"
     for kind, hint in HINTS:
         if isinstance(error, kind):
             return f"{text}\nhint: {hint}"
