@@ -27,6 +27,7 @@ from benchmarks.figures_aggregation import (
 )
 from benchmarks.figures_aio import figure_11
 from benchmarks.figures_buffering import figure_9, figure_10
+from benchmarks.figures_files import figure_19
 from benchmarks.figures_pipeline import figure_12
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_tables import figure_18
@@ -55,6 +56,7 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     16: figure_16,
     17: figure_17,
     18: figure_18,
+    19: figure_19,
 }
 
 

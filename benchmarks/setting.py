@@ -35,6 +35,8 @@ class Sizes:
         flushes: flushes of `run_points` whose spread is looked at.
         submit_seconds: how long threads submit points.
         copied_points: points of the copy whose memory is looked at.
+        imported_text_points: points of a file of text.
+        imported_parquet_points: points of a file of Parquet.
     """
 
     series: int = 1_000
@@ -52,6 +54,8 @@ class Sizes:
     flushes: int = 400
     submit_seconds: float = 3.0
     copied_points: int = 20_000_000
+    imported_text_points: int = 2_000_000
+    imported_parquet_points: int = 10_000_000
 
     def quick(self) -> Sizes:
         """Give sizes a tenth or less of these: to see that it runs, not what it measures."""
@@ -66,6 +70,8 @@ class Sizes:
             flushes=40,
             submit_seconds=0.3,
             copied_points=200_000,
+            imported_text_points=100_000,
+            imported_parquet_points=200_000,
         )
 
 

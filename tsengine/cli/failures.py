@@ -18,6 +18,7 @@ from tsengine.errors import (
     CopyError,
     CorruptionError,
     DifferenceError,
+    FormatError,
     InvalidDataError,
     InvalidQueryError,
     LifecycleError,
@@ -45,6 +46,14 @@ class ExitCode(enum.IntEnum):
     """Ctrl-C, as shells count it: 128 and the number of the signal."""
 
 
+USAGE: Final = (
+    ConfigurationError,
+    FormatError,
+    InvalidDataError,
+    InvalidQueryError,
+    LifecycleError,
+)
+
 HINTS: Final[tuple[tuple[type[TsEngineError], str], ...]] = (
     (CopyError, "a copy with --producer goes on from there when the same command is run again"),
     (RollupError, "the same command, run again, goes on"),
@@ -61,7 +70,7 @@ def exit_code(error: BaseException) -> ExitCode:
         return ExitCode.DONE
     if isinstance(error, (DifferenceError, CorruptionError)):
         return ExitCode.NO
-    if isinstance(error, (InvalidQueryError, ConfigurationError, InvalidDataError, LifecycleError)):
+    if isinstance(error, USAGE):
         return ExitCode.USAGE
     if isinstance(error, (TsEngineError, OSError, MemoryError)):
         return ExitCode.FAILED
