@@ -41,8 +41,8 @@ from tsengine.errors import (
     ValueKindError,
 )
 from tsengine.model import ProducerMark, WriteReceipt
-from tsengine.pipeline import spans
 from tsengine.retry import RetryPolicy
+from tsengine.rollups import spans
 from tsengine.testing.faults import Fault, When
 
 SERIES = [Labels("load", host=str(number)) for number in range(3)]

@@ -40,7 +40,9 @@ from tsengine.errors import (
     DataRefusedError,
     DifferenceError,
     DuplicatePointError,
+    FileAccessError,
     ForkedError,
+    FormatError,
     FormatVersionError,
     InvalidDataError,
     InvalidQueryError,
@@ -68,6 +70,7 @@ from tsengine.errors import (
     StoreOptionError,
     StorePathError,
     TimestampError,
+    TooManyRejectsError,
     TsEngineError,
     UnknownBackendError,
     UnknownOptionError,
@@ -93,16 +96,15 @@ from tsengine.pipeline import (
     CopyReport,
     Difference,
     Progress,
-    RollupReport,
     SeriesChecksum,
     VerifyReport,
     copy,
-    rollup,
     verify,
 )
 from tsengine.registry import open
 from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, RetryPolicy
+from tsengine.rollups import RollupReport, rollup
 from tsengine.selectors import Matcher, MatchOperator, Selector
 
 __version__ = "0.1.0"
@@ -136,7 +138,9 @@ __all__ = [
     "Engine",
     "EngineStats",
     "ErrorClass",
+    "FileAccessError",
     "ForkedError",
+    "FormatError",
     "FormatVersionError",
     "GroupedBatch",
     "InvalidDataError",
@@ -176,6 +180,7 @@ __all__ = [
     "StoreOptionError",
     "StorePathError",
     "TimestampError",
+    "TooManyRejectsError",
     "TsEngineError",
     "UnknownBackendError",
     "UnknownOptionError",

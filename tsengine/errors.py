@@ -31,6 +31,9 @@
     │   ├── RollupTimeoutError (WaitTimeoutError)   it took longer than `timeout`
     │   └── RollupCancelledError (CancelledError)   `cancel` was set
     ├── DifferenceError                    two stores do not hold the same
+    ├── FormatError (ValueError)           not what its format says, or not in its power
+    ├── FileAccessError (OSError)          a file of an import or export cannot be read or written
+    ├── TooManyRejectsError                more rows of a file are bad than the caller allows
     ├── LifecycleError
     │   ├── NotOpenError                   used before open or after close
     │   ├── ReadOnlyError                  a write to a store opened with `read_only=True`
@@ -68,8 +71,8 @@ if TYPE_CHECKING:  # for signatures alone: these stand above this module
     from tsengine.metrics import BulkUpsertReport
     from tsengine.model import DataPoint, WriteReceipt
     from tsengine.pipeline.progress import CopyReport
-    from tsengine.pipeline.rollup_report import RollupReport
     from tsengine.pipeline.verifying import Difference
+    from tsengine.rollups.report import RollupReport
 
 
 class TsEngineError(Exception):
@@ -494,3 +497,21 @@ class DifferenceError(TsEngineError):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the difference."""
         return _rebuild, (type(self), self.args, self.__dict__)
+
+
+# Files
+
+
+class FormatError(TsEngineError, ValueError):
+    """Is raised when a file is not what its format says, or a format does not carry a value.
+
+    Rows that are bad one by one are no error: they are counted and written aside.
+    """
+
+
+class FileAccessError(TsEngineError, OSError):
+    """Is raised when a file of an import or export cannot be opened, read or written."""
+
+
+class TooManyRejectsError(TsEngineError):
+    """Is raised when more rows of a file are bad than the caller allows."""

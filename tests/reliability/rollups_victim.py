@@ -20,7 +20,7 @@ from tests.reliability.history import Told
 from tsengine.backends.lmdb import LmdbEngine, merge
 from tsengine.engine import Engine
 from tsengine.model import Labels, ProducerMark
-from tsengine.pipeline import spans
+from tsengine.rollups import spans
 
 PRODUCER: Final = "rollup"
 SERIES: Final = [Labels("load", series=str(number)) for number in range(3)]

@@ -15,16 +15,16 @@ from functools import partial
 from typing import ParamSpec, TypedDict, TypeVar, Unpack
 
 from tsengine import engine as core
-from tsengine import pipeline
+from tsengine import pipeline, rollups
 from tsengine.aio.engine import Engine
 from tsengine.aio.waiting_thread import finish
 from tsengine.engine import WriteBufferHandler
 from tsengine.model import DurationLike, TimestampLike
 from tsengine.pipeline.reading import InLoop
-from tsengine.pipeline.renewing import OnRollup
 from tsengine.pipeline.sources import CopySource
 from tsengine.pipeline.writing import OnProgress, OnReject
 from tsengine.retry import RetryPolicy
+from tsengine.rollups.renewing import OnRollup
 from tsengine.selectors import SelectorLike
 from tsengine.waiting import PAUSE_SECONDS_MAX
 
@@ -121,7 +121,7 @@ async def rollup(
     start: TimestampLike | None = None,
     end: TimestampLike | None = None,
     **options: Unpack[RollupOptions],
-) -> pipeline.RollupReport:
+) -> rollups.RollupReport:
     """Keep aggregates as series as `tsengine.rollup` does, with its arguments and errors.
 
     `progress` is called in the loop, as by `copy`. When its task is cancelled the rollup stops
@@ -132,7 +132,7 @@ async def rollup(
     if (progress := options.get("progress")) is not None:
         options["progress"] = _called_in(loop, progress)
     call = partial(
-        pipeline.rollup,
+        rollups.rollup,
         _sync(source),
         _sync(target),
         every,

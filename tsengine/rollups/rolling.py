@@ -24,12 +24,12 @@ from tsengine.model import (
     duration,
     timestamp_range,
 )
-from tsengine.pipeline.renewing import OnRollup, Renewing
-from tsengine.pipeline.rolled import Rolled
-from tsengine.pipeline.rollup_report import RollupReport
-from tsengine.pipeline.spans import Known, Task, caps_of
-from tsengine.pipeline.storing import Deadline, Storing
 from tsengine.retry import RetryPolicy
+from tsengine.rollups.renewing import OnRollup, Renewing
+from tsengine.rollups.report import RollupReport
+from tsengine.rollups.rolled import Rolled
+from tsengine.rollups.spans import Known, Task, caps_of
+from tsengine.rollups.storing import Deadline, Storing
 from tsengine.selectors import Selector, SelectorLike, to_selector
 from tsengine.waiting import Patience
 

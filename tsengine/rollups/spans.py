@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, TypeAlias
 from tsengine.aggregation import window_of
 from tsengine.engine import Engine
 from tsengine.model import RANGE_END_MAX, Labels, ValueKind
-from tsengine.pipeline.rolled import Rolled
+from tsengine.rollups.rolled import Rolled
 from tsengine.selectors import Selector
 
 Span: TypeAlias = "tuple[int, int]"

@@ -16,10 +16,10 @@ from tsengine.errors import (
     TsEngineError,
 )
 from tsengine.model import INT64_MAX, Int64Array, Labels, ProducerMark, SeriesBatch
-from tsengine.pipeline.differing import BoolArray, Changes, changes, is_unchanged
-from tsengine.pipeline.rollup_report import RollupReport
-from tsengine.pipeline.spans import Known, Task, caps_of, float_results, spans
-from tsengine.pipeline.storing import Deadline, Rejected, Storing
+from tsengine.rollups.differing import BoolArray, Changes, changes, is_unchanged
+from tsengine.rollups.report import RollupReport
+from tsengine.rollups.spans import Known, Task, caps_of, float_results, spans
+from tsengine.rollups.storing import Deadline, Rejected, Storing
 
 OnRollup: TypeAlias = Callable[[RollupReport], object]
 _T = TypeVar("_T")
