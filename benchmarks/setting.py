@@ -35,6 +35,8 @@ class Sizes:
         flushes: flushes of `run_points` whose spread is looked at.
         submit_seconds: how long threads submit points.
         copied_points: points of the copy whose memory is looked at.
+        imported_text_points: points of a file of text.
+        imported_parquet_points: points of a file of Parquet.
         postgres_batches: batches of a round into PostgreSQL, a fifth as many of large ones.
         postgres_bulk_points: points of a bulk into PostgreSQL.
         postgres_turns: turns of each of four writers.
@@ -57,6 +59,8 @@ class Sizes:
     flushes: int = 400
     submit_seconds: float = 3.0
     copied_points: int = 20_000_000
+    imported_text_points: int = 2_000_000
+    imported_parquet_points: int = 10_000_000
     postgres_batches: int = 50
     postgres_bulk_points: int = 1_000_000
     postgres_turns: int = 75
@@ -76,6 +80,8 @@ class Sizes:
             flushes=40,
             submit_seconds=0.3,
             copied_points=200_000,
+            imported_text_points=100_000,
+            imported_parquet_points=200_000,
             postgres_batches=5,
             postgres_bulk_points=50_000,
             postgres_turns=5,

@@ -8,7 +8,9 @@ reStructuredText.
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst.states import Inliner
@@ -22,13 +24,14 @@ author = "The tsengine authors"
 copyright = "The tsengine authors; licence Apache-2.0"  # noqa: A001  # Sphinx's name for it
 version = release = version_of("tsengine")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+sys.path.insert(0, str(Path(__file__).parent))  # for commands.py
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commands"]
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
     # Names of other projects: to link them, a build would have to ask their hosts.
     (r"py:.*", r"(_?asyncio|abc|collections|datetime|dt|enum|pathlib|threading)\..*"),
-    (r"py:.*", r"(hypothesis|numpy|np|pandas|pd)\..*"),
+    (r"py:.*", r"(hypothesis|numpy|np|pa|pandas|pd|pl)\..*"),
     (r"py:.*", r"Metric|SupportsIndex"),  # of prometheus_client and typing
     (r"py:.*", r"tsengine\..*\._\w+"),  # type variables: they have no page
 ]
@@ -56,8 +59,10 @@ autodoc_type_aliases = {
     "DurationLike": "tsengine.model.time.DurationLike",
     "Fill": "tsengine.aggregation.asking.Fill",
     "Int64Array": "tsengine.model.batches.Int64Array",
+    "LabelColumns": "tsengine.tables.form.LabelColumns",
     "OnProgress": "tsengine.pipeline.writing.OnProgress",
     "OnReject": "tsengine.pipeline.writing.OnReject",
+    "OnRollup": "tsengine.rollups.renewing.OnRollup",
     "PointLike": "tsengine.model.batches.PointLike",
     "Receipt": "tsengine.aio.delivery.Receipt",
     "Selection": "tsengine.testing.reference.Selection",
@@ -65,6 +70,7 @@ autodoc_type_aliases = {
     "TimestampLike": "tsengine.model.time.TimestampLike",
     "Value": "tsengine.model.values.Value",
     "ValueArray": "tsengine.model.values.ValueArray",
+    "ValueColumns": "tsengine.tables.form.ValueColumns",
     "What": "tsengine.pipeline.verifying.What",
 }
 # Where an annotation cannot be evaluated, as it names what is imported for type checkers alone,
@@ -73,6 +79,7 @@ SOURCE_NAMES = autodoc_type_aliases | {
     "Acknowledgement": "tsengine.buffering.acknowledgement.Acknowledgement",
     "core.Engine": "tsengine.Engine",
     "pipeline.CopyReport": "tsengine.CopyReport",
+    "rollups.RollupReport": "tsengine.RollupReport",
     "pipeline.VerifyReport": "tsengine.VerifyReport",
 }
 python_use_unqualified_type_names = True

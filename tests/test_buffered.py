@@ -86,8 +86,10 @@ OTHERS = {
     *("open", "close", "require", "shares_store"),
     *("validate_point", "write_to_buffer", "write_batch_to_buffer", "discard_buffer"),
     *("series_kind", "error_class", "high_water", "forget_producer"),
+    *("retained_from", "changed_since"),
 }
-"""Every other: life, and what judges, stages, or asks about marks."""
+"""Every other: life, what judges, stages, or asks about marks, where retention cuts, and what
+changed, which most engines do not know (`test_who_does_not_know_says_so`)."""
 
 
 class Fragile(MemoryEngine):

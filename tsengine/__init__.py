@@ -40,7 +40,9 @@ from tsengine.errors import (
     DataRefusedError,
     DifferenceError,
     DuplicatePointError,
+    FileAccessError,
     ForkedError,
+    FormatError,
     FormatVersionError,
     InvalidDataError,
     InvalidQueryError,
@@ -52,6 +54,9 @@ from tsengine.errors import (
     RangeError,
     ReadOnlyError,
     RejectedPointsError,
+    RollupCancelledError,
+    RollupError,
+    RollupTimeoutError,
     SchemaError,
     SelectorError,
     ServerConnectionError,
@@ -65,6 +70,7 @@ from tsengine.errors import (
     StoreOptionError,
     StorePathError,
     TimestampError,
+    TooManyRejectsError,
     TsEngineError,
     UnknownBackendError,
     UnknownOptionError,
@@ -98,6 +104,7 @@ from tsengine.pipeline import (
 from tsengine.registry import open
 from tsengine.result import QueryResult
 from tsengine.retry import ErrorClass, RetryPolicy
+from tsengine.rollups import RollupReport, rollup
 from tsengine.selectors import Matcher, MatchOperator, Selector
 
 __version__ = "0.1.0"
@@ -131,7 +138,9 @@ __all__ = [
     "Engine",
     "EngineStats",
     "ErrorClass",
+    "FileAccessError",
     "ForkedError",
+    "FormatError",
     "FormatVersionError",
     "GroupedBatch",
     "InvalidDataError",
@@ -151,6 +160,10 @@ __all__ = [
     "ReadOnlyError",
     "RejectedPointsError",
     "RetryPolicy",
+    "RollupCancelledError",
+    "RollupError",
+    "RollupReport",
+    "RollupTimeoutError",
     "SchemaError",
     "Selector",
     "SelectorError",
@@ -167,6 +180,7 @@ __all__ = [
     "StoreOptionError",
     "StorePathError",
     "TimestampError",
+    "TooManyRejectsError",
     "TsEngineError",
     "UnknownBackendError",
     "UnknownOptionError",
@@ -186,6 +200,7 @@ __all__ = [
     "duration",
     "errors",
     "open",
+    "rollup",
     "timestamp",
     "verify",
 ]

@@ -249,6 +249,13 @@ class BufferedEngine(Engine):
     def shares_store(self, other: Engine) -> bool:
         return self.engine.shares_store(other.engine if isinstance(other, type(self)) else other)
 
+    def retained_from(self) -> int:
+        self._check_open()
+        return self.engine.retained_from()
+
+    def changed_since(self, moment: object) -> tuple[object, list[tuple[int, int]] | None]:
+        return self._flushed().changed_since(moment)
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._flushed().earliest(selector)
 

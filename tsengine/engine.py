@@ -29,10 +29,12 @@ from tsengine.errors import (
 )
 from tsengine.handler import WriteBufferHandler
 from tsengine.model import (
+    INT64_MAX,
     INT64_MIN,
     RANGE_END_MAX,
     DataPoint,
     DurationLike,
+    ForwardClock,
     GroupedBatch,
     Labels,
     PointLike,
@@ -113,6 +115,7 @@ class Engine(WriteBufferHandler):
         if self.options.retention is not None:
             self.require(Capability.RETENTION)
         self._clock_ns = clock_ns
+        self._forward_clock = ForwardClock(clock_ns)
         self._adopt_options(self.options)
         self._state = _State.NEW
         self._holds_store = False  # from open() until `_close` has returned
@@ -599,6 +602,30 @@ class Engine(WriteBufferHandler):
         """Tell how much the store holds."""
         self._check_open()
         return self._stats()
+
+    def retained_from(self) -> int:
+        """Give the earliest timestamp that retention shows at this moment, INT64_MIN for all.
+
+        What a read that began earlier has shown of before that may be incomplete.
+        """
+        self._check_open()
+        if self.options.retention is None:
+            return INT64_MIN
+        horizon = self._forward_clock() - self.options.retention
+        return min(max(horizon, INT64_MIN), INT64_MAX)
+
+    def changed_since(self, moment: object) -> tuple[object, list[tuple[int, int]] | None]:
+        """Tell in which ranges of time rows may have changed since a moment.
+
+        Args:
+            moment: what an earlier call to this very engine gave; None for none.
+
+        Returns:
+            The moment of this call, and ranges `[start, end)` that cover all that was written or
+            deleted since the other; None where that is not known, as by default it never is.
+        """
+        self._check_open()
+        return None, None
 
     def high_water(self, producer: str) -> ProducerMark | None:
         """Give the highest mark committed by a producer, None where there is none.

@@ -27,7 +27,13 @@
     │   └── CopyCancelledError (CancelledError)   `cancel` was set
     ├── BulkUpsertError                    rows written to a table stopped: what had landed
     │   └── BulkUpsertCancelledError (CancelledError)   `cancel` was set
+    ├── RollupError                        a rollup stopped, or left results out
+    │   ├── RollupTimeoutError (WaitTimeoutError)   it took longer than `timeout`
+    │   └── RollupCancelledError (CancelledError)   `cancel` was set
     ├── DifferenceError                    two stores do not hold the same
+    ├── FormatError (ValueError)           not what its format says, or not in its power
+    ├── FileAccessError (OSError)          a file of an import or export cannot be read or written
+    ├── TooManyRejectsError                more rows of a file are bad than the caller allows
     ├── LifecycleError
     │   ├── NotOpenError                   used before open or after close
     │   ├── ReadOnlyError                  a write to a store opened with `read_only=True`
@@ -66,6 +72,7 @@ if TYPE_CHECKING:  # for signatures alone: these stand above this module
     from tsengine.model import DataPoint, WriteReceipt
     from tsengine.pipeline.progress import CopyReport
     from tsengine.pipeline.verifying import Difference
+    from tsengine.rollups.report import RollupReport
 
 
 class TsEngineError(Exception):
@@ -436,6 +443,46 @@ class BulkUpsertCancelledError(BulkUpsertError, CancelledError):
     """Is raised when `cancel` was set during a bulk upsert."""
 
 
+class RollupError(TsEngineError):
+    """Is raised when a rollup stops, or is done but for results that cannot be stored.
+
+    Its cause is what stopped it, or what is wrong with the first of those results. Run again, it
+    goes on, and looks at those again.
+
+    Attributes:
+        report: what had been done by then.
+        side: where it failed, as in a CopyError; results that cannot be stored are a failure of
+            the `"target"`.
+        rejections: some of the results that cannot be stored, with what is wrong with them, by
+            error. `report.rejected` counts all.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        report: RollupReport,
+        side: Literal["source", "target", "caller"],
+        rejections: Sequence[tuple[Sequence[DataPoint], Exception]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.report = report
+        self.side = side
+        self.rejections = tuple((list(points), error) for points, error in rejections)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the report."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class RollupTimeoutError(RollupError, WaitTimeoutError):
+    """Is raised when a rollup took longer than `timeout`; run again, it goes on."""
+
+
+class RollupCancelledError(RollupError, CancelledError):
+    """Is raised when `cancel` was set during a rollup; run again, it goes on."""
+
+
 class DifferenceError(TsEngineError):
     """Is raised when two stores that should hold the same do not.
 
@@ -450,3 +497,21 @@ class DifferenceError(TsEngineError):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the difference."""
         return _rebuild, (type(self), self.args, self.__dict__)
+
+
+# Files
+
+
+class FormatError(TsEngineError, ValueError):
+    """Is raised when a file is not what its format says, or a format does not carry a value.
+
+    Rows that are bad one by one are no error: they are counted and written aside.
+    """
+
+
+class FileAccessError(TsEngineError, OSError):
+    """Is raised when a file of an import or export cannot be opened, read or written."""
+
+
+class TooManyRejectsError(TsEngineError):
+    """Is raised when more rows of a file are bad than the caller allows."""

@@ -42,7 +42,7 @@ class QueryResult(Collection[SeriesBatch], Reversible[SeriesBatch]):
       has no row its column has a null, which is not NaN.
 
     A result is a table of the Arrow PyCapsule interface, in its long form, which
-    `polars.from_arrow(result)`, `pyarrow.table(result)`, `pandas.DataFrame.from_arrow(result)` and
+    `polars.DataFrame(result)`, `pyarrow.table(result)`, `pandas.DataFrame.from_arrow(result)` and
     DuckDB take as it is, a record batch at a time. Labels are dictionary-encoded text, null where
     a series has none; times are timestamp[ns, UTC]. Values are float64 or int64; objects are
     text, booleans or binary where all are. For values of several of these, and for lists and

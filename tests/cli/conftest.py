@@ -10,13 +10,14 @@ import pytest
 
 import tsengine
 from tsengine import Labels
+from tsengine.formats import export
 
 HOUR = 3_600 * 10**9
 
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the stores `metrics` and `archive` that examples name, alike, never changed."""
+    """A folder with stores, alike, and files that examples name, never changed."""
     folder = tmp_path_factory.mktemp("stores")
     start, now = tsengine.timestamp("2026-01-01T00:00:00Z"), time.time_ns()
     for name in ("metrics", "archive"):
@@ -29,6 +30,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 requests = Labels("requests_total", host=host)
                 engine.write_series(requests, times, list(map(float, range(len(times)))))
             engine.write([(Labels("door", room="lab"), start, {"open": True, "by": "\x1b[31m"})])
+    with tsengine.open(f"lmdb://{folder}/metrics", read_only=True) as engine:
+        for name in ("points.csv.gz", "big.parquet"):
+            export(engine, str(folder / name), "cpu_usage")
+    (folder / "rooms.csv").write_text("at,room,celsius\n2026-01-01 12:00:00,lab,20.5\n")
+    (folder / "influx.lp").write_text("cpu,host=web-1 usage=0.5 1767268800000\n")
     return folder
 
 

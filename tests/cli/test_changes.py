@@ -101,6 +101,7 @@ def test_a_difference_is_exit_code_1(folder: Path) -> None:
     ended = run("verify", f"lmdb://{folder}/metrics", f"lmdb://{folder}/archive")
     assert ended.returncode == 1
     assert 'requests_total{host="web-1"}' in ended.stderr
+    assert "(1970-01-01T00:00:00.000000001Z)" in ended.stderr
     same = run("verify", f"lmdb://{folder}/metrics", f"lmdb://{folder}/archive", "cpu_usage")
     assert same.returncode == 0
 

@@ -134,6 +134,7 @@ def test_no_command_makes_a_store_by_mistake(
         "aggregate": ["-F", "mean"],
         "delete": ["a", "--yes"],
         "snapshot": ["copy"],
+        "rollup": ["lmdb://target", "--every", "1h", "-F", "mean"],
         "verify": ["lmdb://none"],
     }
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.postgres.stores import drop_stores, make_postgres
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
-from tsengine.backends.postgres import PostgresEngine, writing
+from tsengine.backends.postgres import PostgresEngine, packing, reading, writing
 from tsengine.engine import Engine
 from tsengine.model import Labels, ValueKind
 from tsengine.testing import EngineMachine, Lockstep, Target, operations
@@ -116,3 +116,28 @@ class Machine(EngineMachine):
 
 TestPostgresMachine = Machine.TestCase
 TestPostgresMachine.settings = settings(max_examples=25, stateful_step_count=25)
+
+
+class SmallMachine(Machine):
+    """The same where everything comes in pieces: pages, statements, copies of a few rows."""
+
+    def __init__(self) -> None:
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(reading, "_NUMBERS", reading._Pages(2, 2, 3))
+        self._patch.setattr(reading, "_OBJECTS", reading._Pages(2, 1, 2))
+        self._patch.setattr(reading, "_SHORT_TOGETHER", 3)
+        self._patch.setattr(reading, "_EDGES", 2)
+        self._patch.setattr(writing, "UNNEST_ROWS_MAX", 2)
+        self._patch.setattr(packing, "COPY_ROWS", 2)
+        super().__init__()
+
+    def teardown(self) -> None:
+        """Drop the store, and go back to pieces of the usual size."""
+        try:
+            super().teardown()
+        finally:
+            self._patch.undo()
+
+
+TestSmallMachine = SmallMachine.TestCase
+TestSmallMachine.settings = settings(max_examples=12, stateful_step_count=25)

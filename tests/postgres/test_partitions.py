@@ -164,3 +164,32 @@ def test_retention_waits_for_nobody(tmp_path: Path) -> None:
         assert rows + sum(map(len, scan)) == 10_000
         engine.compact()
         assert sum(partitions_of(tmp_path).values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("retention", "width"), [(None, 168), ("2000d", 168), ("80h", 10), ("3h", 1), ("1ns", 1)]
+)
+def test_partitions_fit_the_retention(tmp_path: Path, retention: str | None, width: int) -> None:
+    """Where no width is given partitions are a week wide, or an eighth of a shorter retention."""
+    with make_postgres(tmp_path, retention=retention, clock_ns=lambda: NOW):
+        name = sql.Identifier(schema_of(tmp_path), "store")
+        found = admin().execute(sql.SQL("SELECT partition_width FROM {}").format(name)).fetchone()
+        assert found == (width * HOUR,)
+
+
+def test_what_could_not_be_dropped_is_dropped_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a read is in the way of dropping, a later commit tries again."""
+    monkeypatch.setattr(partitions, "_AGAIN_SECONDS", 0.0)
+    clock = [NOW]
+    with hourly(tmp_path, clock, retention="10h") as engine:
+        engine.write([(A, NOW, 1.0)])
+        clock[0] += 100 * HOUR
+        table = sql.Identifier(schema_of(tmp_path), "points_500000")
+        with psycopg.connect(admin().info.dsn, autocommit=False) as other:
+            other.execute(sql.SQL("SELECT FROM {}").format(table))
+            engine.write([(A, clock[0], 2.0)])
+            assert "500000" in partitions_of(tmp_path)
+        engine.write([(A, clock[0] + 1, 2.0)])
+        assert "500000" not in partitions_of(tmp_path)

@@ -122,6 +122,8 @@ def test_an_older_store_is_migrated_once(tmp_path: Path, monkeypatch: pytest.Mon
         engine.write([(A, 1, 1.0)])
     added = "ALTER TABLE series ADD COLUMN note text"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
+    with pytest.raises(FormatVersionError, match="read_only"):
+        make_postgres(tmp_path, read_only=True).open()
     together([lambda: make_postgres(tmp_path).open().close()] * 4)
     assert rows(tmp_path, "SELECT version FROM store") == [(2,)]
     with make_postgres(tmp_path) as engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tsengine import aio
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
 from tsengine.backends.postgres import PostgresEngine
+from tsengine.backends.postgres.session import Session
 from tsengine.model import DataPoint, GroupedBatch, Labels
 
 pytestmark = pytest.mark.usefixtures("stores")
@@ -130,3 +132,28 @@ def test_the_server_aggregates_as_memory_does(tmp_path: Path, every: str | None)
                         assert found.values.tolist() == wanted.values.tolist()
                     else:
                         np.testing.assert_allclose(found.values, wanted.values, rtol=1e-12)
+
+
+def test_a_commit_takes_few_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known series cost a commit no round trip each: it takes three, of integers four."""
+    waits: list[object] = []
+    wait = Session.wait
+
+    def counting(self: Session, *arguments: Any, **named: Any) -> Any:
+        waits.append(arguments)
+        return wait(self, *arguments, **named)
+
+    others = [Labels("int", number=str(number)) for number in range(len(NAMES))]
+
+    def batch(names: list[Labels], moment: int, values: Any) -> GroupedBatch:
+        times = np.full(len(names), moment)
+        return GroupedBatch(names, np.arange(len(names) + 1), times, values)
+
+    with make_postgres(tmp_path) as engine:
+        engine.write_batch(batch(NAMES, 1, np.ones(30)))
+        engine.write_batch(batch(others, 1, np.arange(30)))
+        monkeypatch.setattr(Session, "wait", counting)
+        engine.write_batch(batch(NAMES, 2, np.ones(30)))
+        assert len(waits) == 3
+        engine.write_batch(batch(others, 2, np.arange(30)))
+        assert len(waits) == 3 + 4

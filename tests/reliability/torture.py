@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 TOPICS: Final = (
-    *("kills", "pipelines", "copies", "power_cut", "disk", "damage"),
+    *("kills", "pipelines", "copies", "rollups", "power_cut", "disk", "damage"),
     *("processes", "threads", "space", "lockstep", "mixed"),
     *("memory_errors", "interrupts"),
 )

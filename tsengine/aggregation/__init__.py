@@ -14,7 +14,13 @@ itself, gathers them in a `Collector`, and leaves the rest to `answer`.
 """
 
 from tsengine.aggregation.answering import answer
-from tsengine.aggregation.asking import Aggregation, Fill, Function, aggregation
+from tsengine.aggregation.asking import (
+    FUNCTION_LABEL,
+    Aggregation,
+    Fill,
+    Function,
+    aggregation,
+)
 from tsengine.aggregation.collecting import (
     Collector,
     CutSeries,
@@ -25,9 +31,17 @@ from tsengine.aggregation.collecting import (
     with_edges,
 )
 from tsengine.aggregation.partials import Partials, Statistics, measure
-from tsengine.aggregation.windows import Cut, cut, cut_regular, cut_rows, window_starts
+from tsengine.aggregation.windows import (
+    Cut,
+    cut,
+    cut_regular,
+    cut_rows,
+    window_of,
+    window_starts,
+)
 
 __all__ = [
+    "FUNCTION_LABEL",
     "Aggregation",
     "Collector",
     "Cut",
@@ -46,6 +60,7 @@ __all__ = [
     "cut_rows",
     "measure",
     "refuse_objects",
+    "window_of",
     "window_starts",
     "with_edges",
 ]

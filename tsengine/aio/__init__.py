@@ -7,12 +7,22 @@
         async for batch in engine.scan('cpu_usage{region="eu"}'):
             ...
 
-What waits for a store does so in one thread of each object, never in the event loop; `copy` and
-`verify` have threads of their own.
+What waits for a store does so in one thread of each object, never in the event loop; `copy`,
+`verify` and `rollup` have threads of their own.
 """
 
 from tsengine.aio.buffer import BufferOptions, WriteBuffer
-from tsengine.aio.copying import CopyOptions, copy, verify
+from tsengine.aio.copying import CopyOptions, RollupOptions, copy, rollup, verify
 from tsengine.aio.engine import Engine, open
 
-__all__ = ["BufferOptions", "CopyOptions", "Engine", "WriteBuffer", "copy", "open", "verify"]
+__all__ = [
+    "BufferOptions",
+    "CopyOptions",
+    "Engine",
+    "RollupOptions",
+    "WriteBuffer",
+    "copy",
+    "open",
+    "rollup",
+    "verify",
+]

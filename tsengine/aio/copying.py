@@ -1,6 +1,6 @@
-"""Copying and verifying under asyncio: `tsengine.copy` and `tsengine.verify`, awaited.
+"""Copying, verifying and rolling up under asyncio: `tsengine.copy` and its like, awaited.
 
-Both run in a thread of their own, not in those of the engines, which would be held up as long.
+They run in a thread of their own, not in those of the engines, which would be held up as long.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import ParamSpec, TypedDict, TypeVar, Unpack
 
 from tsengine import engine as core
-from tsengine import pipeline
+from tsengine import pipeline, rollups
 from tsengine.aio.engine import Engine
 from tsengine.aio.waiting_thread import finish
 from tsengine.engine import WriteBufferHandler
-from tsengine.model import TimestampLike
+from tsengine.model import DurationLike, TimestampLike
 from tsengine.pipeline.reading import InLoop
 from tsengine.pipeline.sources import CopySource
 from tsengine.pipeline.writing import OnProgress, OnReject
 from tsengine.retry import RetryPolicy
+from tsengine.rollups.renewing import OnRollup
 from tsengine.selectors import SelectorLike
 from tsengine.waiting import PAUSE_SECONDS_MAX
 
@@ -92,6 +93,56 @@ async def verify(
     either = _Either(cancel)
     call = partial(pipeline.verify, _sync(source), _sync(target), selector, start, end)
     return await _in_thread(partial(call, cancel=either), either)
+
+
+class RollupOptions(TypedDict, total=False):
+    """The options of `tsengine.rollup`, where they mean what its docstring says."""
+
+    group_by: Sequence[str] | None
+    origin: TimestampLike | None
+    name: str | None
+    of: DurationLike | None
+    lookback: DurationLike | None
+    follow_deletes: bool
+    producer: str | None
+    progress: OnRollup | None
+    retry: RetryPolicy | None
+    timeout: float | None
+    cancel: threading.Event | None
+    clock: Callable[[], float]
+
+
+async def rollup(
+    source: core.Engine | Engine,
+    target: core.Engine | Engine,
+    every: DurationLike,
+    functions: Sequence[str],
+    selector: SelectorLike = None,
+    start: TimestampLike | None = None,
+    end: TimestampLike | None = None,
+    **options: Unpack[RollupOptions],
+) -> rollups.RollupReport:
+    """Keep aggregates as series as `tsengine.rollup` does, with its arguments and errors.
+
+    `progress` is called in the loop, as by `copy`. When its task is cancelled the rollup stops
+    behind the span of windows that is under way; then asyncio.CancelledError is raised.
+    """
+    loop = asyncio.get_running_loop()
+    options["cancel"] = cancel = _Either(options.get("cancel"))
+    if (progress := options.get("progress")) is not None:
+        options["progress"] = _called_in(loop, progress)
+    call = partial(
+        rollups.rollup,
+        _sync(source),
+        _sync(target),
+        every,
+        functions,
+        selector,
+        start,
+        end,
+        **options,
+    )
+    return await _in_thread(call, cancel)
 
 
 class _Either(threading.Event):

@@ -256,6 +256,10 @@ class Engine:
         """Give the highest mark committed by a producer, None where there is none."""
         return await self._thread.read(partial(self.sync.high_water, producer))
 
+    async def retained_from(self) -> int:
+        """Give the earliest timestamp that retention shows at this moment."""
+        return await self._thread.read(self.sync.retained_from)
+
     # Upkeep.
 
     async def compact(self) -> CompactReport:

@@ -4,6 +4,8 @@
     app.py         the commands, under one name
     failures.py    from what is raised to a message and an exit code
     interrupts.py  Ctrl-C as a request to stop, for what can say how far it got
+    importing.py   a file into a store
+    exporting.py   a store into a file
     arguments.py   arguments and options that commands share
     moments.py     times as they are given: absolute, or from now
     stores.py      stores opened for reading or writing, and never made by mistake

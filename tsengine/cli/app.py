@@ -12,9 +12,12 @@ from tsengine.cli.aggregate import aggregate
 from tsengine.cli.copying import copy, verify
 from tsengine.cli.delete import delete
 from tsengine.cli.demo import demo
+from tsengine.cli.exporting import export_
 from tsengine.cli.failures import ExitCode, end, refuse
+from tsengine.cli.importing import import_
 from tsengine.cli.plot import plot
 from tsengine.cli.query import query
+from tsengine.cli.rollup import rollup
 from tsengine.cli.series import labels, series
 from tsengine.cli.stats import stats
 from tsengine.cli.upkeep import check, compact, snapshot
@@ -26,9 +29,12 @@ COMMANDS: Final[tuple[click.Command, ...]] = (
     copy,
     delete,
     demo,
+    export_,
+    import_,
     labels,
     plot,
     query,
+    rollup,
     series,
     snapshot,
     stats,

@@ -34,7 +34,7 @@ _target = click.argument("target", metavar="TARGET")
     epilog=examples(
         "tsengine copy lmdb://metrics lmdb://archive",
         "tsengine copy lmdb://metrics 'lmdb://year?retention=365d' cpu_usage --start -30d",
-        "tsengine copy lmdb://metrics lmdb://mirror --producer mirror --quiet",
+        "tsengine copy lmdb://metrics lmdb://mirror --end 2026-06-01 --producer mirror --quiet",
     )
 )
 @_source
@@ -65,8 +65,9 @@ def copy(
 
     SOURCE and TARGET are URLs of stores; the target is made where there is none. With --producer
     the same command run again goes on where it was stopped, by Ctrl-C, an error or a kill, and
-    stores nothing twice; at the end of the source it copies what was added behind it since. Ctrl-C
-    lets the commit under way end and says what has landed.
+    stores nothing twice. What it had copied of the source must be as it was: give --end where the
+    source grows, and copy what came later by a --start under another name. Ctrl-C lets the commit
+    under way end and says what has landed.
     """
     with (
         open_for_reading(source) as read,

@@ -11,16 +11,18 @@ from typing import Final
 
 import click
 
-from tsengine.cli.texts import printable, without_secrets
+from tsengine.cli.texts import printable, timestamp_text, without_secrets
 from tsengine.errors import (
     CancelledError,
     ConfigurationError,
     CopyError,
     CorruptionError,
     DifferenceError,
+    FormatError,
     InvalidDataError,
     InvalidQueryError,
     LifecycleError,
+    RollupError,
     StoreInUseError,
     TsEngineError,
 )
@@ -44,8 +46,17 @@ class ExitCode(enum.IntEnum):
     """Ctrl-C, as shells count it: 128 and the number of the signal."""
 
 
+USAGE: Final = (
+    ConfigurationError,
+    FormatError,
+    InvalidDataError,
+    InvalidQueryError,
+    LifecycleError,
+)
+
 HINTS: Final[tuple[tuple[type[TsEngineError], str], ...]] = (
     (CopyError, "a copy with --producer goes on from there when the same command is run again"),
+    (RollupError, "the same command, run again, goes on"),
     (StoreInUseError, "commands that only read work beside a writer; this one writes"),
 )
 """What helps at an error, besides its message."""
@@ -59,7 +70,7 @@ def exit_code(error: BaseException) -> ExitCode:
         return ExitCode.DONE
     if isinstance(error, (DifferenceError, CorruptionError)):
         return ExitCode.NO
-    if isinstance(error, (InvalidQueryError, ConfigurationError, InvalidDataError, LifecycleError)):
+    if isinstance(error, USAGE):
         return ExitCode.USAGE
     if isinstance(error, (TsEngineError, OSError, MemoryError)):
         return ExitCode.FAILED
@@ -78,6 +89,8 @@ def message(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     text = str(error)
+    if isinstance(error, DifferenceError) and error.difference.timestamp is not None:
+        text = f"{text} ({timestamp_text(error.difference.timestamp)})"
     for kind, hint in HINTS:
         if isinstance(error, kind):
             return f"{text}\nhint: {hint}"

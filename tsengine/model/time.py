@@ -170,6 +170,14 @@ def duration(length: DurationLike) -> int:
     return nanoseconds
 
 
+def duration_text(nanoseconds: int) -> str:
+    """Give a positive duration as the shortest text that `duration` takes: `"5m"`, `"90s"`."""
+    for unit, length in reversed(_NS_PER_UNIT.items()):
+        if nanoseconds % length == 0:
+            return f"{nanoseconds // length}{unit}"
+    raise AssertionError("every duration is so many nanoseconds")
+
+
 def _not_a_timestamp(moment: object) -> str:
     return (
         f"{moment!r} of type {type(moment).__name__} is no timestamp; give integer "

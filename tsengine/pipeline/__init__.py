@@ -1,7 +1,6 @@
-"""Pipelines: `copy` from any source into any store, and `verify`, whether two hold the same.
+"""Pipelines: `copy` between stores, and `verify`, whether two hold the same.
 
     sources.py    what can be copied: engines, batches, tables, iterables
-    arrow.py      tables as batches; pyarrow is imported there when it is used
     reading.py    the thread that reads
     parcels.py    points of a source in its order, as many as one commit takes
     feed.py       the bounded queue between reading and writing

@@ -324,6 +324,16 @@ class LmdbEngine(Engine):
             return iter(())
         return self._scan_batches(resolved, first, last, grouped=True)
 
+    def retained_from(self) -> int:
+        self._check_open()
+        return self._store.retained_from()
+
+    def changed_since(self, moment: object) -> tuple[object, list[tuple[int, int]] | None]:
+        self._check_open()
+        with self._store.moment() as (_, manifest):
+            pass
+        return manifest, manifest.changed_since(moment) if isinstance(moment, Manifest) else None
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._edges(selector, newest=False)
 

@@ -258,6 +258,19 @@ class Manifest:
     runs: tuple[Run, ...] = ()
     deletes: tuple[DeleteEvent, ...] = ()
 
+    def changed_since(self, earlier: Manifest) -> list[tuple[int, int]]:
+        """Give ranges of time that cover what was written or deleted since an earlier manifest.
+
+        A run never changes. So what both manifests list is as it was, and what a delete hid that
+        is forgotten by now was in runs that only the earlier one lists. Merges count as changes.
+        """
+        apart = set(self.runs) ^ set(earlier.runs)
+        return [(run.t_min, run.t_max + 1) for run in apart] + [
+            (delete.start, delete.end)
+            for delete in self.deletes
+            if delete.sequence > earlier.state.sequence
+        ]
+
     def deletes_after(self, run: Run) -> Iterator[DeleteEvent]:
         """Iterate over the deletes that hide rows of a run."""
         return (delete for delete in self.deletes if delete.touches(run))

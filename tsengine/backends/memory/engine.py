@@ -187,6 +187,11 @@ class MemoryEngine(Engine):
         with self._view(to_selector(selector), first, last) as view:
             return QueryResult(list(view.batches()))
 
+    def retained_from(self) -> int:
+        self._check_open()
+        with self._lock:
+            return self._horizon()
+
     def earliest(self, selector: SelectorLike = None) -> list[DataPoint]:
         return self._edges(selector, newest=False)
 

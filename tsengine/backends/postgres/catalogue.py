@@ -78,8 +78,10 @@ class Catalogue:
     """
 
     def __init__(self, schema: str) -> None:
-        table = f"{quoted(schema)}.series".replace("%", "%%")  # of a statement with parameters
-        self._find_kind = f"SELECT kind FROM {table} WHERE digest = %s".encode()
+        name = quoted(schema)
+        in_statements = name.replace("%", "%%")  # where there are parameters
+        self._find_kind = f"SELECT kind FROM {in_statements}.series WHERE digest = %s".encode()
+        self._count_removals = f"SELECT removals FROM {name}.store".encode()
         self._lock = threading.Lock()  # guards all that follows
         self._removals = -1
         self._numbers: dict[Labels, int] = {}
@@ -95,6 +97,17 @@ class Catalogue:
         """
         row = session.execute(self._find_kind, _digests([labels.id])).fetchone()
         return None if row is None else ValueKind(row[0])
+
+    def known_kind(self, labels: Labels) -> ValueKind | None:
+        """Give the kind of a series that is remembered, as of the last `at` or `refresh`."""
+        number = self._numbers.get(labels)
+        return None if number is None else ValueKind(number >> KIND_SHIFT)
+
+    def refresh(self, session: Session) -> None:
+        """Forget what may not be true any more, in one round trip and without a transaction."""
+        row = session.execute(self._count_removals).fetchone()
+        assert row is not None
+        self.at(int(row[0]))
 
     def at(self, removals: int) -> None:
         """Forget what may not be true any more, once series were removed."""

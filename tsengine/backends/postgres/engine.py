@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 from tsengine.aggregation import Aggregation, aggregate_batches
 from tsengine.backends.postgres import marks, reading, schema
@@ -16,11 +16,12 @@ from tsengine.backends.postgres.checking import check_store
 from tsengine.backends.postgres.connecting import CONNECTION_OPTIONS, GRACE_SECONDS, Database
 from tsengine.backends.postgres.location import Location, libpq_options
 from tsengine.backends.postgres.packing import int8s
-from tsengine.backends.postgres.partitions import Partitions
+from tsengine.backends.postgres.partitions import Partitions, width_for
 from tsengine.backends.postgres.session import Session, Watch
 from tsengine.backends.postgres.writing import Commit, RepeatError, Way, Writer
 from tsengine.engine import Capability, CompactReport, Engine, EngineStats, is_unbounded
 from tsengine.errors import (
+    FormatVersionError,
     ServerConnectionError,
     ServerTimeoutError,
     StoreOptionError,
@@ -45,18 +46,21 @@ from tsengine.model.rules import ForwardClock
 from tsengine.options import STORE_OPTIONS, nanoseconds
 from tsengine.result import QueryResult
 from tsengine.selectors import Selector, SelectorLike, to_selector
+from tsengine.staging import Staging
+
+_T = TypeVar("_T")
 
 SCHEMA: Final = "tsengine"
 """The schema of a store, where none is given."""
-
-PARTITION_WIDTH: Final = 7 * 86_400 * 10**9
-"""The width of partitions, where none is given: a week, nanoseconds."""
 
 TIMEOUT: Final = 30.0
 """Seconds that a commit or a step of a read may take, where nothing else is given."""
 
 _SECONDS_A_POINT: Final = 20e-6
 """What each point of a commit adds to that: several times what it takes, as a rule."""
+
+_BYTES_A_SECOND: Final = 4e6
+"""Of the store, by which a delete or a check is given more time: some 50,000 points."""
 
 _CHUNK: Final = 4_096
 """Labels that a listing reads at once."""
@@ -82,7 +86,8 @@ class PostgresEngine(Engine):
         location: `user:password@host:port/database`, as in a URL, each part optional.
         schema: where the tables are; created where it is not there.
         partition_width: the time that one partition of the points holds, of a store that is
-            created: a `timedelta` or text.
+            created: a `timedelta` or text; a week where not given, or an eighth of the retention
+            where that is shorter, but at least an hour.
         pool_size: as `Database`.
         statement_timeout: as `Database`.
         lock_timeout: as `Database`.
@@ -139,9 +144,14 @@ class PostgresEngine(Engine):
                     raise StorePathError(
                         f"{self.location} holds no store, and read_only=True creates none"
                     )
+                if not found.is_present:
+                    raise FormatVersionError(
+                        f"{self.location} holds a store of version {found.version}, and "
+                        "read_only=True changes none; open it for writing once"
+                    )
             elif found is None or not found.is_present:
                 with database.transaction(doing="creating the store") as session:
-                    width = int(str(self._width_given or PARTITION_WIDTH))
+                    width = int(str(self._width_given or width_for(self.options.retention)))
                     found = schema.create(session, self._schema, self.options, width)
             self._adopt_options(found.options)
             if self._width_given not in (None, found.partition_width):
@@ -183,19 +193,28 @@ class PostgresEngine(Engine):
                 return receipt
 
     def _kind(self, labels: Labels) -> ValueKind | None:
-        try:
-            with self._database.session() as session:
-                return self._catalogue.kind(session, labels)
-        except ServerTimeoutError:
-            raise
-        except ServerConnectionError:  # lost while it was idle; a transaction replaces it
-            with self._reading() as session:
-                return self._catalogue.kind(session, labels)
+        return self._asking(lambda session: self._catalogue.kind(session, labels))
+
+    def _new_staging(self) -> Staging:
+        self._check_writable()
+        is_fresh = False
+
+        def kind_of(labels: Labels) -> ValueKind | None:
+            # One round trip for each series would be most of what a batch of integers takes.
+            nonlocal is_fresh
+            if not is_fresh:
+                self._asking(self._catalogue.refresh)
+                is_fresh = True
+            known = self._catalogue.known_kind(labels)
+            return self._kind(labels) if known is None else known
+
+        return Staging(self.rules, self.options.duplicate_policy, kind_of)
 
     def _series(self, selector: Selector) -> Iterator[Labels]:
-        with self._reading() as session:
+        with self._reading(is_long=True) as session:
             ids = self._catalogue.resolve(session, selector).ids.tolist()
             for first in range(0, len(ids), _CHUNK):
+                self._renew(session)
                 yield from self._catalogue.labels_of(session, ids[first : first + _CHUNK])
 
     def _scan(self, selector: Selector, start: int, end: int) -> Iterator[SeriesBatch]:
@@ -208,7 +227,7 @@ class PostgresEngine(Engine):
             yield from reading.scan(session, self._catalogue, found, start, end, renew)
 
     def _delete(self, selector: Selector, start: int, end: int) -> int:
-        with self._writing("deleting points", alone=True) as (session, _):
+        with self._writing("deleting points", alone=True, timeout=self._for_all()) as (session, _):
             ids = self._catalogue.resolve(session, selector).ids
             if not len(ids):
                 return 0
@@ -300,7 +319,7 @@ class PostgresEngine(Engine):
             CorruptionError: names the first series or point that is not as the store keeps it.
         """
         self._check_open()
-        with self._reading(is_long=True) as session:
+        with self._reading(timeout=self._for_all()) as session:
             check_store(session)
         super().check()
 
@@ -327,6 +346,10 @@ class PostgresEngine(Engine):
             return INT64_MIN
         return min(max(now_ns - self.options.retention, INT64_MIN), INT64_MAX)
 
+    def _for_all(self) -> float:
+        """Give the seconds that may be taken by what goes over all points."""
+        return self._timeout + self._size() / _BYTES_A_SECOND
+
     def _size(self) -> int:
         with self._reading() as session:
             row = session.execute(_SIZE, (self._oid,)).fetchone()
@@ -341,6 +364,17 @@ class PostgresEngine(Engine):
             found = self._catalogue.resolve(session, resolved)
             return reading.edges(session, self._catalogue, found, horizon, newest=newest)
 
+    def _asking(self, ask: Callable[[Session], _T]) -> _T:
+        """Ask what takes one statement, without a transaction around it."""
+        try:
+            with self._database.session() as session:
+                return ask(session)
+        except ServerTimeoutError:
+            raise
+        except ServerConnectionError:  # lost while it was idle; a transaction replaces it
+            with self._reading() as session:
+                return ask(session)
+
     def _renew(self, session: Session) -> None:
         """Give the next statement of a long read its time, however long the read takes in all.
 
@@ -351,16 +385,18 @@ class PostgresEngine(Engine):
         session.watch = Watch(self._timeout + GRACE_SECONDS)
 
     @contextlib.contextmanager
-    def _reading(self, *, is_long: bool = False) -> Iterator[Session]:
+    def _reading(self, *, is_long: bool = False, timeout: float | None = None) -> Iterator[Session]:
         """Begin a transaction that sees one snapshot.
 
         Args:
             is_long: whether it waits for a caller who may take his time between statements.
+            timeout: seconds that it may take; None for the usual.
         """
         with self._database.transaction(
             doing="reading",
             isolation="repeatable read",
             read_only=True,
+            timeout=timeout,
             opening=schema.open_read(self._schema) + (_MAY_PAUSE if is_long else ""),
         ) as session:
             yield session

@@ -19,6 +19,14 @@ from tsengine.backends.postgres.connecting import Database
 from tsengine.errors import AccessDeniedError, StorageError
 from tsengine.model import GroupedBatch, Int64Array
 
+WIDTH: Final = 7 * 86_400 * 10**9
+"""A week, nanoseconds."""
+
+_WIDTH_MIN: Final = 3_600 * 10**9
+
+_IN_RETENTION: Final = 8
+"""Partitions in the time of a retention: an eighth more than that is stored."""
+
 PAST: Final = 208
 """How many partitions back from now points get one of their own: four years of weeks. The
 planner looks at all partitions that a question may concern."""
@@ -37,6 +45,13 @@ _AGAIN_SECONDS: Final = 10.0
 
 _SWEEPS: Final = 16
 """Sweeps in the time of a retention: so at most a sixteenth of what is stored has expired."""
+
+
+def width_for(retention: int | None) -> int:
+    """Give the width of partitions where none is given: some go wholly within a retention."""
+    if retention is None:
+        return WIDTH
+    return max(min(retention // _IN_RETENTION, WIDTH), _WIDTH_MIN)
 
 
 class Partitions:
@@ -67,6 +82,7 @@ class Partitions:
         self._settled: set[int] = set()  # numbers that are made, or never will be; of PAST + AHEAD
         self._again_at = clock()
         self._swept_ns: int | None = None
+        self._sweep_at = clock()
 
     def prepare(self, batches: Sequence[GroupedBatch], now_ns: int) -> None:
         """Make what partitions a commit and the time after it need, as far as that can be done.
@@ -94,10 +110,13 @@ class Partitions:
     def drop_expired(self, horizon: int, retention: int) -> None:
         """Drop what retention hides, now and then."""
         with self._lock:
-            if self._swept_ns is not None and horizon - self._swept_ns < retention // _SWEEPS:
+            is_due = self._swept_ns is None or horizon - self._swept_ns >= retention // _SWEEPS
+            if not is_due or self._clock() < self._sweep_at:
                 return
-            self._swept_ns = horizon
-        self.sweep(horizon)
+            self._sweep_at = self._clock() + _AGAIN_SECONDS  # others need not wait for the same
+        if self.sweep(horizon):
+            with self._lock:
+                self._swept_ns, self._sweep_at = horizon, self._clock()
 
     def sweep(self, horizon: int) -> bool:
         """Drop what retention hides; whether that could be done."""

@@ -248,6 +248,15 @@ class RetentionConformance(ConformanceBase):
         assert engine.latest() == []
 
     @requires(Capability.RETENTION)
+    def test_retained_from_is_where_reads_begin(self) -> None:
+        """`retained_from` tells where every read begins, and does not move backwards either."""
+        engine, clock = self._open_at([_T])
+        _write(engine, A, _T - _HOUR, _T)
+        for clock[0], begins in ((_T, _T), (_T + 1, _T + 1), (_T - _HOUR, _T + 1)):
+            assert engine.retained_from() == begins - _HOUR
+            assert engine.count() == (2 if begins == _T else 1)
+
+    @requires(Capability.RETENTION)
     def test_expired_points_are_refused(self) -> None:
         """A point older than retention allows is refused by index; the rest is stored."""
         engine, _ = self._open_at([_T])

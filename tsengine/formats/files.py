@@ -1,0 +1,363 @@
+"""Files: streams of bytes by name, compressed by the end of the name, or standard in- and output.
+
+What is read says how far it has got in the file, for a time that is left. What is written gets
+its name when it is whole, and never before.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import secrets
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol, cast
+
+from tsengine.errors import FileAccessError, FormatError, MissingDependencyError
+
+STANDARD: Final = "-"
+"""The name of standard input and output."""
+
+COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+"""How a file is compressed, by the end of its name."""
+
+FORMATS: Final = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".lp": "line",
+    ".line": "line",
+    ".influx": "line",
+}
+"""What a file holds, by the end of its name before that of its compression."""
+
+_MAGICS: Final = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PAR1": "parquet",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+}
+
+
+_PIECE_BYTES: Final = 1 << 16
+"""Bytes that are read at once: of a larger piece with damage in it nothing would be had."""
+
+
+class Stream(Protocol):
+    """What bytes are read from."""
+
+    def read1(self, size: int, /) -> bytes:
+        """Give at most so many bytes; none at the end."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+def compression_of(path: str) -> str | None:
+    """Give how a file of that name is compressed; None for not at all."""
+    return COMPRESSIONS.get(Path(path).suffix.lower())
+
+
+def format_of(path: str, given: str | None) -> str:
+    """Give the format of a file: as given, or by its name.
+
+    Raises:
+        FormatError: the name does not tell.
+    """
+    if given is not None:
+        if given not in FORMATS.values():
+            known = ", ".join(sorted(set(FORMATS.values())))
+            raise FormatError(f"format {given!r} is none of {known}")
+        return given
+    plain = Path(path).with_suffix("") if compression_of(path) else Path(path)
+    named = FORMATS.get(plain.suffix.lower())
+    if named is None:
+        raise FormatError(
+            f"the name {path!r} does not tell the format; give one of "
+            f"{', '.join(sorted(set(FORMATS.values())))}"
+        )
+    return named
+
+
+def separator_of(path: str) -> str:
+    """Give what separates cells of CSV in a file of that name."""
+    return "\t" if ".tsv" in map(str.lower, Path(path).suffixes) else ","
+
+
+class InputFile:
+    """A file that is read from its beginning to its end.
+
+    Args:
+        path: its name, or `-` for standard input, which is not decompressed.
+        what: the format it is said to have, for messages.
+
+    Attributes:
+        name: for messages.
+        bytes_total: its size; None where it has none.
+        failure: why there is no more to read, where that is not the end: it is damaged or ends
+            too early (FormatError), or cannot be read (FileAccessError).
+
+    Raises:
+        FileAccessError: it cannot be opened.
+        FormatError: it begins like something else than its name says.
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        self.name = "standard input" if path == STANDARD else path
+        self._what = what
+        self._compression = None if path == STANDARD else compression_of(path)
+        self._raw: BinaryIO
+        self.bytes_total: int | None = None
+        self.failure: FormatError | FileAccessError | None = None
+        try:
+            if path == STANDARD:
+                self._raw = sys.stdin.buffer
+            else:
+                self._raw = Path(path).open("rb")  # noqa: SIM115  # closed by `close`
+                status = os.fstat(self._raw.fileno())
+                self.bytes_total = status.st_size or None
+        except OSError as error:
+            raise FileAccessError(f"cannot open {path!r}: {error.strerror}") from error
+        self._counted = _Counted(self._raw)
+        try:
+            self._stream = self._decompressed()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of the file were read, compressed as they are."""
+        return self._counted.position
+
+    def read(self, size: int) -> bytes:
+        """Give so many bytes, fewer only at the end, whatever pieces a pipe gives.
+
+        What comes before damage is given like an end; then `failure` says that it is none.
+        """
+        pieces: list[bytes] = []
+        missing = size
+        while missing and self.failure is None:
+            try:
+                piece = self._read_some(missing)
+            except (FormatError, FileAccessError) as error:
+                self.failure = error
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Close the file; standard input stays open."""
+        if self._raw is not sys.stdin.buffer:
+            self._raw.close()
+
+    def _read_some(self, size: int) -> bytes:
+        """Give some bytes.
+
+        Raises:
+            FormatError: they are damaged, or end too early.
+            FileAccessError: they cannot be read.
+        """
+        try:
+            return self._stream.read1(min(size, _PIECE_BYTES))
+        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError) as error:
+            raise self._damaged(error) from error
+        except OSError as error:
+            if self._compression is not None and error.errno is None:
+                raise self._damaged(error) from error
+            raise FileAccessError(f"cannot read {self.name}: {error.strerror}") from error
+
+    def _damaged(self, error: Exception) -> FormatError:
+        return FormatError(
+            f"{self.name} is damaged or cut short, as {self._compression or 'a file'}: {error}"
+        )
+
+    def _decompressed(self) -> Stream:
+        counted = self._counted
+        seems = next((what for magic, what in _MAGICS.items() if counted.starts(magic)), None)
+        said = self._compression or self._what
+        is_plain = self._compression is None and self._what not in _MAGICS.values()
+        if counted.head and seems != (None if is_plain else said):
+            raise FormatError(
+                f"{self.name} holds no {said}, as its name or format says"
+                + (f", but {seems}" if seems else "")
+            )
+        raw = cast("BinaryIO", counted)
+        if self._compression == "gzip":
+            return gzip.GzipFile(fileobj=raw)
+        if self._compression == "bz2":
+            return bz2.BZ2File(raw)
+        if self._compression == "xz":
+            return lzma.LZMAFile(raw)
+        if self._compression == "zstd":
+            return _zstd_input(raw)
+        return counted
+
+
+class _Counted(io.RawIOBase):
+    """Counts what is read of a file, and knows how it begins."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self.head = b""
+        while len(self.head) < max(map(len, _MAGICS)):
+            piece = raw.read(max(map(len, _MAGICS)) - len(self.head))
+            if not piece:
+                break
+            self.head += piece
+        self._begin = self.head
+        self.position = 0
+
+    def starts(self, magic: bytes) -> bool:
+        return self._begin.startswith(magic)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self.head:
+            piece, self.head = self.head[:size], self.head[size:]
+        else:
+            piece = self._raw.read(size)
+        self.position += len(piece)
+        return piece
+
+    def read1(self, size: int, /) -> bytes:
+        return self.read(size)
+
+    def readinto(self, buffer: bytearray, /) -> int:  # type: ignore[override]  # of any buffer
+        piece = self.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+class OutputFile:
+    """A file that is written under another name and gets its own when it is whole.
+
+    Args:
+        path: its name, by which it is compressed; `-` for standard output.
+
+    Attributes:
+        stream: what is written to.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._temporary: Path | None = None
+        self._raw: BinaryIO
+        try:
+            if path == STANDARD:
+                self._raw = sys.stdout.buffer
+            else:
+                target = Path(path)
+                self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+                self._raw = self._temporary.open("xb")  # closed by whoever ends it
+        except OSError as error:
+            raise FileAccessError(f"cannot write {path!r}: {error.strerror}") from error
+        try:
+            self.stream = self._compressed()
+        except BaseException:
+            self.discard()
+            raise
+
+    def commit(self) -> None:
+        """Write what is left, wait until it is on the disk, and give the file its name."""
+        if self.stream is not self._raw:
+            self.stream.close()
+        self._raw.flush()
+        if self._temporary is not None:
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            self._temporary.replace(self._path)
+            self._temporary = None
+
+    def discard(self) -> None:
+        """Remove what was written; nothing of standard output can be taken back."""
+        if self._temporary is not None:
+            self._raw.close()
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+
+    def _compressed(self) -> BinaryIO:
+        compression = None if self._path == STANDARD else compression_of(self._path)
+        raw = self._raw
+        if compression == "gzip":
+            return cast("BinaryIO", gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+        if compression == "bz2":
+            return cast("BinaryIO", bz2.BZ2File(raw, "wb"))
+        if compression == "xz":
+            return cast("BinaryIO", lzma.LZMAFile(raw, "wb"))
+        if compression == "zstd":
+            return _zstd_output(raw)
+        return raw
+
+
+@contextmanager
+def written(path: str) -> Iterator[BinaryIO]:
+    """Write a file: it is there, whole, when the block has ended, or not at all.
+
+    Raises:
+        FileAccessError: it cannot be written.
+    """
+    file = OutputFile(path)
+    try:
+        yield file.stream
+        file.commit()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise FileAccessError(f"cannot write {path!r}: {error.strerror}") from error
+    finally:
+        file.discard()
+
+
+def _zstd_input(raw: BinaryIO) -> Stream:
+    try:
+        import pyarrow as pa  # an optional package, imported when used
+    except ImportError:
+        raise MissingDependencyError(
+            "files compressed by zstd are read through pyarrow: pip install 'tsengine[arrow]'"
+        ) from None
+    stream: Stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    return stream
+
+
+def _zstd_output(raw: BinaryIO) -> BinaryIO:
+    try:
+        import pyarrow as pa  # an optional package, imported when used
+    except ImportError:
+        raise MissingDependencyError(
+            "files compressed by zstd are written through pyarrow: pip install 'tsengine[arrow]'"
+        ) from None
+    below = pa.PythonFile(_Unclosed(raw), mode="w")
+    return cast("BinaryIO", pa.CompressedOutputStream(below, "zstd"))
+
+
+class _Unclosed(io.RawIOBase):
+    """A file that pyarrow may close, which leaves the one below open: that has to be synced."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]  # of any buffer
+        return self._raw.write(data)
