@@ -172,9 +172,9 @@ def test_a_server_that_is_killed_keeps_what_it_acknowledged(
     Batches are large, so that they go by COPY. What was not acknowledged is sent again by the
     buffer, and stored once.
     """
-    given = points(4, 20_000)
+    given = points(3, 30_000)
     engine = opened(durable.url(port=proxy.port, **NO_TLS), schema)
-    engine.write(given[:20_000])
+    engine.write(given[:30_000])
     struck = threading.Event()
 
     def strike() -> None:
@@ -183,8 +183,8 @@ def test_a_server_that_is_killed_keeps_what_it_acknowledged(
 
     def write() -> None:
         retry = RetryPolicy(max_retries=30, backoff_min=0.1, backoff_max=0.5, deadline=None)
-        buffer = tsengine.WriteBuffer(engine, points_max=20_000, age_max=None, retry=retry)
-        for point in given[20_000:]:
+        buffer = tsengine.WriteBuffer(engine, points_max=30_000, age_max=None, retry=retry)
+        for point in given[30_000:]:
             buffer.write(point)
         buffer.close()
 
