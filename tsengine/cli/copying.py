@@ -34,7 +34,7 @@ _target = click.argument("target", metavar="TARGET")
     epilog=examples(
         "tsengine copy lmdb://metrics lmdb://archive",
         "tsengine copy lmdb://metrics 'lmdb://year?retention=365d' cpu_usage --start -30d",
-        "tsengine copy lmdb://metrics lmdb://mirror --end -1d --producer mirror --quiet",
+        "tsengine copy lmdb://metrics lmdb://mirror --end 2026-06-01 --producer mirror --quiet",
     )
 )
 @_source
