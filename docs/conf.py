@@ -78,6 +78,7 @@ autodoc_type_aliases = {
 SOURCE_NAMES = autodoc_type_aliases | {
     "Acknowledgement": "tsengine.buffering.acknowledgement.Acknowledgement",
     "core.Engine": "tsengine.Engine",
+    "BulkUpsertReport": "tsengine.metrics.BulkUpsertReport",
     "pipeline.CopyReport": "tsengine.CopyReport",
     "rollups.RollupReport": "tsengine.RollupReport",
     "pipeline.VerifyReport": "tsengine.VerifyReport",
