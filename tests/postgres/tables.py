@@ -22,10 +22,13 @@ def connected(cluster: Cluster) -> Iterator[psycopg.Connection[Any]]:
 
 
 @contextlib.contextmanager
-def table(connection: psycopg.Connection[Any], columns: str) -> Iterator[str]:
-    """Make a table with a name of its own, and drop it."""
+def table(connection: psycopg.Connection[Any], columns: str, partitions: str = "") -> Iterator[str]:
+    """Make a table with a name of its own, and drop it; with `partitions`, by hash, in one part."""
     name = f"t{next(_numbers)}"
-    connection.execute(f"CREATE TABLE {name} ({columns})")
+    connection.execute(f"CREATE TABLE {name} ({columns}) {partitions}")
+    if partitions:
+        part = f"{name}_all PARTITION OF {name} FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        connection.execute(f"CREATE TABLE {part}")
     try:
         yield name
     finally:

@@ -4,6 +4,7 @@ import datetime
 import random
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -30,6 +31,7 @@ from tsengine.metrics import BulkUpsertReport
 from tsengine.retry import RetryPolicy
 
 Connection = psycopg.Connection[Any]
+MOMENT = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
 ROWS = st.lists(st.tuples(st.integers(0, 12), st.sampled_from([0.0, -0.0, 1.0, None])), max_size=40)
 
 
@@ -468,3 +470,33 @@ def test_writers_of_the_same_keys_do_not_deadlock(
         assert len(reports) == 40
         assert sum(report.inserted for report in reports) == 400
         assert sum(report.submitted for report in reports) == 40 * 300
+
+
+@pytest.mark.parametrize(
+    ("column", "same"),
+    [
+        ("text COLLATE caseless", ["A", "a"]),
+        ("numeric(10, 2)", [Decimal("1.001"), Decimal("1.004")]),
+        ("timestamptz(0)", [MOMENT, MOMENT + datetime.timedelta(milliseconds=300)]),
+        ("interval(0)", [datetime.timedelta(seconds=1), datetime.timedelta(seconds=1.2)]),
+    ],
+)
+@pytest.mark.parametrize("partitions", ["", "PARTITION BY HASH (k)"])
+def test_keys_are_equal_where_their_column_says_so(
+    connection: Connection, column: str, same: list[object], partitions: str
+) -> None:
+    """Keys that are one by the column's collation, or once it has rounded them, are folded."""
+    connection.execute(
+        "CREATE COLLATION IF NOT EXISTS caseless"
+        " (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+    )
+    with table(connection, f"k {column} PRIMARY KEY, v numeric(4, 1)", partitions) as name:
+
+        def counts(*values: str) -> tuple[int, int, int, int]:
+            rows = [{"k": key, "v": Decimal(one)} for key, one in zip(same, values, strict=False)]
+            report = bulk_upsert(connection, name, rows, key=["k"])
+            return report.inserted, report.updated, report.unchanged, report.folded
+
+        assert counts("1.21", "1.23") == (1, 0, 0, 1)
+        assert counts("1.24") == (0, 0, 1, 0)
+        assert counts("1.21", "2.51") == (0, 1, 0, 1)

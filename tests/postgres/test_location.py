@@ -81,6 +81,8 @@ SECRET = "s3cr3t"
         f"postgresql://host/db?nonsense={SECRET}",
         f"postgresql://me:%ff{SECRET}@host/db",
         f"postgresql://me:%00{SECRET}@host/db",
+        f"postgresql://me:\ud800{SECRET}@host/db",
+        f"postgresql://host/db?password=\ud800{SECRET}",
         f"postgresql://[::1{SECRET}/db",
     ],
 )
@@ -98,3 +100,4 @@ def test_a_location_shows_no_secret() -> None:
     location = parse_url(f"postgresql://me:{SECRET}@host:1/db?sslpassword={SECRET}", KNOWN)
     assert str(location) == "host:1/db"
     assert SECRET not in repr(location)
+    assert SECRET not in str(parse_url(f"postgresql://host/db;password={SECRET}", KNOWN))

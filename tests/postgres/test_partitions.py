@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.postgres.shared import shared_cluster
 from tests.postgres.stores import admin, make_postgres, schema_of
 from tsengine.backends.postgres import PostgresEngine, partitions
 from tsengine.backends.postgres.partitions import AHEAD, PAST
@@ -193,3 +195,21 @@ def test_what_could_not_be_dropped_is_dropped_later(
             assert "500000" in partitions_of(tmp_path)
         engine.write([(A, clock[0] + 1, 2.0)])
         assert "500000" not in partitions_of(tmp_path)
+
+
+def test_a_row_that_comes_while_a_partition_is_made_fails_nobody(tmp_path: Path) -> None:
+    """Another writer's row of the same time keeps a commit from making its partition, no more."""
+    url = shared_cluster().local_url()
+    with hourly(tmp_path, [NOW]) as engine, psycopg.connect(url) as other:
+        points = sql.Identifier(schema_of(tmp_path), "points")
+        other.execute(
+            sql.SQL("INSERT INTO {} (series, time, value) VALUES (0, %s, 1)").format(points), (NOW,)
+        )
+        writer = threading.Thread(target=engine.write, args=([(A, NOW + 1, 1.0)],))
+        writer.start()
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+        while writer.is_alive() and not admin().execute(waits).rowcount:
+            pass
+        other.commit()
+        writer.join()
+        assert engine.query(A)[0].timestamps.tolist() == [NOW + 1]

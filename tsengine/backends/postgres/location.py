@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from tsengine.backends.postgres.sqlstates import without_secrets
 from tsengine.errors import UnknownOptionError
 from tsengine.options import Converter
 
@@ -43,9 +44,15 @@ _ENCODE: Final = (
 
 def _text(value: object) -> str:
     # No value in the message: it may be a secret.
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or "\0" in str(value):
-        raise UnknownOptionError("a connection parameter is a text or an integer, without NUL")
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not _is_sendable(str(value)):
+        raise UnknownOptionError(
+            "a connection parameter is a text or an integer, without NUL and lone surrogates"
+        )
     return str(value)
+
+
+def _is_sendable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def libpq_options() -> dict[str, Converter]:
@@ -114,7 +121,8 @@ class Location:
         """Give host, port and database, which are no secrets."""
         host = self.parameters.get("host") or self.parameters.get("hostaddr") or "localhost"
         port = self.parameters.get("port", "5432")
-        return f"{host}:{port}/{self.parameters.get('dbname', '')}"
+        # Who writes db;password=… has named a database by it.
+        return without_secrets(f"{host}:{port}/{self.parameters.get('dbname', '')}")
 
 
 def parse_url(url: str, known: Mapping[str, Callable[[object], object]]) -> Location:
@@ -169,7 +177,7 @@ def _decode(text: str) -> str:
         decoded = unquote(text, errors="strict")
     except UnicodeDecodeError:
         decoded = "\0"
-    if "\0" in decoded:
+    if not _is_sendable(decoded):
         # The exception would carry the text.
         raise UnknownOptionError("a URL holds percent-encoded bytes that are no text") from None
     return decoded

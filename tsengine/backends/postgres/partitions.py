@@ -16,7 +16,7 @@ import numpy as np
 
 from tsengine.backends.postgres import schema
 from tsengine.backends.postgres.connecting import Database
-from tsengine.errors import AccessDeniedError, StorageError
+from tsengine.errors import AccessDeniedError, DataRefusedError, StorageError
 from tsengine.model import GroupedBatch, Int64Array
 
 WIDTH: Final = 7 * 86_400 * 10**9
@@ -139,6 +139,7 @@ class Partitions:
                 session.execute(statement.encode(), (argument,))
         except AccessDeniedError:
             return True  # this user is never going to
-        except StorageError:
+        # A row that came meanwhile, for which the partition was to be, is said to violate it.
+        except (StorageError, DataRefusedError):
             return False
         return True

@@ -17,8 +17,14 @@ NAME_BYTES_MAX: Final = 63
 """NAMEDATALEN less one: the server would cut a longer name off without a word."""
 
 _COLUMNS: Final = """
-    SELECT a.attname, a.atttypid::int8, format_type(a.atttypid, -1), c.relkind = 'p'
+    SELECT a.attname, a.atttypid::int8, format_type(a.atttypid, -1), c.relkind = 'p',
+        CASE WHEN a.atttypmod >= 0 AND a.atttypid = ANY (
+            '{numeric, timestamp, timestamptz, time, timetz, interval}'::regtype[]
+        ) THEN format_type(a.atttypid, a.atttypmod) END,
+        CASE WHEN a.attcollation <> t.typcollation
+        THEN format('%%I.%%I', o.collnamespace::regnamespace::name, o.collname) END
     FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+    JOIN pg_type AS t ON t.oid = a.atttypid LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
     WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attnum
 """
@@ -48,11 +54,16 @@ class Column:
         name: as it is, not quoted.
         oid: its type.
         sql_type: its type as SQL, without a length.
+        rounded_type: its type with the precision to which it rounds values; None where it rounds
+            none. (A text that is too long is refused, and not cut.)
+        collation: by which its values are compared, as SQL; None for that of its type.
     """
 
     name: str
     oid: int
     sql_type: str
+    rounded_type: str | None
+    collation: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +121,10 @@ def describe(session: Session, table: TableName, names: Sequence[str], key: Sequ
         SchemaError: there is no such table, or it has no such column or key.
     """
     rows = session.execute(_COLUMNS, [quoted_table(table)]).fetchall()
-    there = {name: Column(name, oid, sql_type) for name, oid, sql_type, _ in rows}
+    there = {
+        name: Column(name, oid, sql_type, rounded, collation)
+        for name, oid, sql_type, _, rounded, collation in rows
+    }
     if not rows:
         hint = "; give (schema, name)" if isinstance(table, str) and "." in table else ""
         raise SchemaError(f"there is no table {table!r} that this user sees{hint}")

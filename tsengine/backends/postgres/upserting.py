@@ -21,7 +21,7 @@ from tsengine.backends.postgres.binary import NULL, BinaryArray
 from tsengine.backends.postgres.fields import field_type, fields_of
 from tsengine.backends.postgres.row_source import RowBatch
 from tsengine.backends.postgres.session import Session
-from tsengine.backends.postgres.tables import Table, TableName, quoted, quoted_table
+from tsengine.backends.postgres.tables import Column, Table, TableName, quoted, quoted_table
 from tsengine.errors import (
     BatchTooLargeError,
     DataRefusedError,
@@ -246,7 +246,7 @@ class _Parts:
         rows: the arrays as a table `sent`, whose last column is `nth`.
         names: what is inserted.
         values: from what, out of `given`.
-        given: what its columns are read as, cast where they came as text.
+        given: what its columns are read as, see `_read`.
         sent_key: the key among them.
         key: the key, out of `given`.
         conflict: the key, of the table.
@@ -279,12 +279,7 @@ class _Parts:
             rows=f"unnest({arrays}) WITH ORDINALITY AS sent({', '.join(sent.values())}, nth)",
             names=", ".join([*map(quoted, upsert.columns), *touch]),
             values=", ".join([*given.values(), *("now()" for _ in touch)]),
-            given=", ".join(
-                sent[each.name]
-                if field_type(each) == each.oid
-                else f"{sent[each.name]}::{each.sql_type} AS {sent[each.name]}"
-                for each in target.columns
-            ),
+            given=", ".join(_read(sent[each.name], each) for each in target.columns),
             sent_key=", ".join(sent[name] for name in upsert.key),
             key=", ".join(given[name] for name in upsert.key),
             conflict=", ".join(map(quoted, upsert.key)),
@@ -343,3 +338,12 @@ class _Parts:
     def _finished(self, statement: str) -> str:
         """Put the rows in; a % in a name is none of the driver's."""
         return statement.replace("%", "%%").replace(_ROWS, self.rows)
+
+
+def _read(sent: str, column: Column) -> str:
+    """Give how a column of the rows is read, so that its values are equal where the table's are."""
+    is_text = field_type(column) != column.oid
+    sql_type = column.rounded_type or (column.sql_type if is_text else None)
+    cast = f"::{sql_type}" if sql_type else ""
+    collate = f" COLLATE {column.collation}" if column.collation else ""
+    return f"{sent}{cast}{collate} AS {sent}"
