@@ -213,3 +213,23 @@ def test_a_row_that_comes_while_a_partition_is_made_fails_nobody(tmp_path: Path)
         other.commit()
         writer.join()
         assert engine.query(A)[0].timestamps.tolist() == [NOW + 1]
+
+
+def test_a_partition_made_while_a_row_of_it_waits_fails_nobody(tmp_path: Path) -> None:
+    """A commit that was on its way to the default partition as the right one came is repeated."""
+    clock = [NOW]
+    with hourly(tmp_path, clock) as engine, psycopg.connect(shared_cluster().local_url()) as other:
+        engine.write([(A, NOW, 1.0)])
+        schema = sql.Identifier(schema_of(tmp_path))
+        late = NOW + 4 * HOUR  # too far ahead for a partition
+        other.execute(sql.SQL("SET search_path = {}").format(schema))
+        other.execute("SELECT make_partitions(ARRAY[500004])")
+        writer = threading.Thread(target=engine.write, args=([(A, late, 2.0)],))
+        writer.start()
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND mode = 'RowExclusiveLock'"
+        while writer.is_alive() and not admin().execute(waits).rowcount:
+            pass
+        other.commit()
+        writer.join()
+        assert engine.latest(A)[0].timestamp == late
+        assert partitions_of(tmp_path)["500004"] == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from psycopg import sql
 
 import tsengine
 from tests.postgres import shuffled_writer
@@ -17,7 +18,7 @@ from tests.postgres.cluster import Cluster
 from tests.postgres.shuffled_writer import WRITERS, batches
 from tests.postgres.stores import admin, make_postgres, schema_of
 from tsengine.backends.postgres import writing
-from tsengine.errors import DuplicatePointError, ValueKindError, ValueOverflowError
+from tsengine.errors import DuplicatePointError, StorePathError, ValueKindError, ValueOverflowError
 from tsengine.model import Labels, ProducerMark
 from tsengine.selectors import to_selector
 
@@ -167,3 +168,18 @@ def sessions(name: str) -> int:
     row = admin().execute(query, (name,)).fetchone()
     assert row is not None
     return int(str(row[0]))
+
+
+def test_a_store_made_anew_is_no_store_of_those_who_had_the_old_one(tmp_path: Path) -> None:
+    """An engine whose store was dropped and created again says so: it knows other series."""
+    with make_postgres(tmp_path) as one:
+        one.write([(Labels("old"), 1, 1.0)])
+        admin().execute(
+            sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema_of(tmp_path)))
+        )
+        with make_postgres(tmp_path) as other:
+            other.write([(Labels("new"), 1, 2.0)])
+            for call in (lambda: one.write([(Labels("old"), 2, 1.0)]), one.query, one.latest):
+                with pytest.raises(StorePathError, match="open it again"):
+                    call()
+            assert other.query()[0].values.tolist() == [2.0]

@@ -65,7 +65,7 @@ _BYTES_A_SECOND: Final = 4e6
 _CHUNK: Final = 4_096
 """Labels that a listing reads at once."""
 
-_MAY_PAUSE: Final = "; SET LOCAL idle_in_transaction_session_timeout = 0"
+_MAY_PAUSE: Final = "SET LOCAL idle_in_transaction_session_timeout = 0"
 """Opens a read whose caller may take his time between two steps; each of them is bounded."""
 
 _SIZE: Final = (
@@ -164,6 +164,7 @@ class PostgresEngine(Engine):
             raise
         self._database = database
         self._oid = found.oid
+        self._table = found.table
         self._writer = Writer(self._catalogue, self.options.duplicate_policy)
         self._partitions = Partitions(database, self._schema, found.partition_width)
 
@@ -186,7 +187,7 @@ class PostgresEngine(Engine):
                     timeout=self._timeout + commit.points * _SECONDS_A_POINT,
                 ) as (session, removals):
                     receipt, done = self._writer.store(session, commit, removals, way)
-            except RepeatError as error:  # twice at most
+            except RepeatError as error:  # twice at most, and for each partition made meanwhile
                 way = error.way
             else:
                 done()
@@ -392,13 +393,16 @@ class PostgresEngine(Engine):
             is_long: whether it waits for a caller who may take his time between statements.
             timeout: seconds that it may take; None for the usual.
         """
+        opening = [schema.open_read(self._schema), *([_MAY_PAUSE] if is_long else [])]
         with self._database.transaction(
             doing="reading",
             isolation="repeatable read",
             read_only=True,
             timeout=timeout,
-            opening=schema.open_read(self._schema) + (_MAY_PAUSE if is_long else ""),
+            opening="; ".join([*opening, schema.WHICH_TABLE]),
         ) as session:
+            assert session.opened is not None
+            self._check_same(*session.opened)
             yield session
 
     @contextlib.contextmanager
@@ -409,4 +413,14 @@ class PostgresEngine(Engine):
         opening = schema.open_write(self._schema, self._oid, alone=alone)
         with self._database.transaction(doing=doing, opening=opening, timeout=timeout) as session:
             assert session.opened is not None
-            yield session, int(session.opened[0])
+            removals, table = session.opened
+            self._check_same(table)
+            yield session, removals
+
+    def _check_same(self, table: int) -> None:
+        """Refuse a store that was made anew under the open engine, which remembers the other."""
+        if table != self._table:
+            raise StorePathError(
+                f"the store in {self.location} was dropped, and another was made in its place; "
+                "open it again"
+            )

@@ -33,6 +33,9 @@ LOCK_SPACE: Final = 0x7473656E
 _COMMENT: Final = "tsengine:"
 """What the comment on the table `store` begins with, which tells a store from other tables."""
 
+WHICH_TABLE: Final = "SELECT 'store'::regclass::oid::bigint"
+"""Tells a store from one that was dropped: numbers of series that are remembered are not its."""
+
 _CREATION_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('tsengine:' || %s, 0))"
 
 _VERSION_1: Final = """
@@ -173,12 +176,14 @@ class Found:
 
     Attributes:
         oid: of its schema.
+        table: OID of its table `store`, as `WHICH_TABLE` tells it.
         version: of its tables.
         options: as it was created.
         partition_width: nanoseconds of a partition.
     """
 
     oid: int
+    table: int
     version: int
     options: StoreOptions
     partition_width: int
@@ -241,10 +246,12 @@ def find(session: Session, schema: str) -> Found | None:
         )
     session.execute(open_read(schema).encode())
     # By its full name: where a right is missing, that is said, and not that there is no table.
-    row = session.execute(f"SELECT version FROM {quoted(schema)}.store").fetchone()
+    row = session.execute(
+        f"SELECT version, tableoid::bigint FROM {quoted(schema)}.store"
+    ).fetchone()
     if row is None:
         raise CorruptionError(f"the schema {schema!r} holds a store without its options")
-    version = int(row[0])
+    version, table = row
     if version > len(MIGRATIONS):
         raise FormatVersionError(
             f"the store in schema {schema!r} is of version {version}; this tsengine reads up to "
@@ -256,7 +263,7 @@ def find(session: Session, schema: str) -> Found | None:
     row = session.execute("SELECT options, partition_width FROM store").fetchone()
     assert row is not None
     options, partition_width = row
-    return Found(int(rows[0][0]), version, _options(schema, options), partition_width)
+    return Found(rows[0][0], table, version, _options(schema, options), partition_width)
 
 
 def create(session: Session, schema: str, options: StoreOptions, partition_width: int) -> Found:
@@ -300,13 +307,14 @@ def open_read(schema: str) -> str:
 def open_write(schema: str, oid: int, *, alone: bool = False) -> str:
     """Give what opens a transaction that writes: it answers how often series were removed.
 
+    Behind that stands the answer of `WHICH_TABLE`.
     The lock is shared by all who write points; who deletes has it alone. It is taken by a
     statement of its own, so that the next one sees what was committed before.
     """
     lock = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
     second = oid - 2**32 if oid >= 2**31 else oid  # an OID is unsigned, the key of a lock is not
     take = f"SELECT {lock}({LOCK_SPACE}, {second})"
-    return f"{open_read(schema)}; {take}; SELECT removals FROM store"
+    return f"{open_read(schema)}; {take}; SELECT removals, tableoid::bigint FROM store"
 
 
 def _secure(session: Session, schema: str) -> None:

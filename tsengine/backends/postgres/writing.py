@@ -256,6 +256,11 @@ class Writer:
             if not refuses:
                 raise
             raise RepeatError(Way.ALONE) from error
+        except psycopg.errors.CheckViolation as error:
+            if error.diag.constraint_name is not None:  # which somebody has added
+                raise
+            # While this waited, a partition was made for rows that were to go to the default one.
+            raise RepeatError(way) from error
 
     def _is_new(self, rows: Rows) -> bool:
         """Whether rows are newer than all that was stored of their series, as far as is known."""
