@@ -183,3 +183,24 @@ def test_a_store_made_anew_is_no_store_of_those_who_had_the_old_one(tmp_path: Pa
                 with pytest.raises(StorePathError, match="open it again"):
                     call()
             assert other.query()[0].values.tolist() == [2.0]
+
+
+def test_series_that_a_server_lost_are_listed_anew(tmp_path: Path) -> None:
+    """Whose sessions have ended, as a crash ends them, takes no series for listed still."""
+    old, new = Labels("old"), Labels("new")
+    with make_postgres(tmp_path, application_name="lost") as one:
+        one.write([(old, 1, 1.0)])
+        assert one.query()[0].labels == old
+        schema = sql.Identifier(schema_of(tmp_path))
+        with admin().transaction():  # what is left of it without its last commits
+            admin().execute(sql.SQL("SET LOCAL search_path = {}").format(schema))
+            admin().execute("DELETE FROM points; DELETE FROM series")
+            admin().execute("ALTER TABLE series ALTER id RESTART")
+        ends = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        admin().execute(f"{ends} WHERE application_name = 'lost'")
+        with make_postgres(tmp_path) as other:
+            other.write([(new, 1, 2.0)])
+        assert [batch.labels for batch in one.query()] == [new]
+        one.write([(old, 2, 3.0)])
+        assert [batch.values.tolist() for batch in one.query()] == [[2.0], [3.0]]
+        one.check()

@@ -2,7 +2,9 @@
 
 A series has a number, the `id` of its row, that is never used again. So what is known of a
 number stays true; what is known of labels is true until a series is removed anywhere, which
-`store.removals` counts.
+`store.removals` counts. Neither outlives the sessions it comes from: a server that crashed with
+`synchronous_commit` off, or a replica in its place, may have lost series that were committed,
+and give their numbers to others.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class Catalogue:
         self._count_removals = f"SELECT removals FROM {name}.store".encode()
         self._lock = threading.Lock()  # guards all that follows
         self._removals = -1
+        self._sessions = 0
         self._numbers: dict[Labels, int] = {}
         self._labels: dict[int, Labels] = {}
 
@@ -115,6 +118,14 @@ class Catalogue:
             if removals != self._removals:
                 self._removals = removals
                 self._numbers = {}
+
+    def on(self, sessions: int) -> None:
+        """Forget everything once there are other sessions, `Database.made`, in which to ask."""
+        with self._lock:
+            if sessions != self._sessions:
+                self._sessions = sessions
+                self._numbers = {}
+                self._labels = {}
 
     def numbers(self, session: Session, labels: Sequence[Labels], removals: int) -> Int64Array:
         """Give the numbers of series, 0 for those that are not listed.

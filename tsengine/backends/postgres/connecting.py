@@ -70,6 +70,9 @@ class Database:
         statement_timeout: seconds that a transaction may take, where the caller says nothing.
         lock_timeout: seconds that it waits for a lock of others.
 
+    Attributes:
+        made: how many sessions were made. Where it is what it was, no server went away since.
+
     Thread-safety: all methods may be called by any thread; a session belongs to one thread.
     """
 
@@ -87,9 +90,10 @@ class Database:
         self._size = pool_size
         self._idle: list[Session] = []
         self._lent = 0
+        self.made = 0
         self._is_closed = False
         self._pid = os.getpid()
-        self._changed = threading.Condition()  # guards _idle, _lent and _is_closed
+        self._changed = threading.Condition()  # guards _idle, _lent, made, _is_closed
 
     def __repr__(self) -> str:
         return f"<Database {self.location}>"
@@ -226,6 +230,8 @@ class Database:
     def _established(self, watch: Watch) -> Session:
         session = Session.establish(self.location, watch)
         session.watch = watch
+        with self._changed:
+            self.made += 1
         return session
 
     def _give_back(self, session: Session) -> None:

@@ -418,7 +418,8 @@ class PostgresEngine(Engine):
             yield session, removals
 
     def _check_same(self, table: int) -> None:
-        """Refuse a store that was made anew under the open engine, which remembers the other."""
+        """Forget what another server said, and refuse a store that was made anew meanwhile."""
+        self._catalogue.on(self._database.made)
         if table != self._table:
             raise StorePathError(
                 f"the store in {self.location} was dropped, and another was made in its place; "
