@@ -381,6 +381,7 @@ def test_rows_that_do_not_fit_are_named(
         {"update": ["x"]},
         {"table": ""},
         {"table": "x" * 64},
+        {"table": "\ud800"},
         {"table": ("a", "b", "c")},
         {"target": 5},
         {"target": "mysql://host/db"},

@@ -87,7 +87,12 @@ def quoted(name: object) -> str:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise UnknownOptionError(f"{name!r} is no name of a table, a column or a schema")
-    length = len(name.encode("utf-8", "surrogatepass"))
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise UnknownOptionError(
+            f"the name {name!r} has a lone surrogate, and is no text"
+        ) from None
     if length > NAME_BYTES_MAX:
         raise UnknownOptionError(
             f"the name {name!r} has {length} bytes, and PostgreSQL takes {NAME_BYTES_MAX}"
