@@ -4,6 +4,7 @@ import datetime
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
@@ -501,3 +502,27 @@ def test_keys_are_equal_where_their_column_says_so(
         assert counts("1.21", "1.23") == (1, 0, 0, 1)
         assert counts("1.24") == (0, 0, 1, 0)
         assert counts("1.21", "2.51") == (0, 1, 0, 1)
+
+
+def test_a_partition_made_while_a_row_of_it_waits_ends_no_call(
+    cluster: Cluster, connection: Connection
+) -> None:
+    """Rows on their way to the default partition as the right one comes go to the right one."""
+    connection.execute("CREATE TABLE parted (k int PRIMARY KEY) PARTITION BY RANGE (k)")
+    connection.execute("CREATE TABLE parted_rest PARTITION OF parted DEFAULT")
+    with psycopg.connect(cluster.local_url()) as other, ThreadPoolExecutor(1) as pool:
+        # Attaching locks the default partition alone.
+        other.execute("CREATE TABLE parted_5 (LIKE parted INCLUDING ALL)")
+        other.execute("ALTER TABLE parted ATTACH PARTITION parted_5 FOR VALUES FROM (5) TO (6)")
+        told: dict[str, Any] = {
+            "key": ["k"],
+            "on_conflict": "error",
+        }  # which looks at no partition before
+        call = pool.submit(bulk_upsert, cluster.url(), "parted", [{"k": 5}], **told)
+        waits = "SELECT FROM pg_locks WHERE NOT granted"
+        while not call.done() and not connection.execute(waits).rowcount:
+            pass
+        other.commit()
+        assert call.result().inserted == 1
+    assert connection.execute("SELECT count(*) FROM parted_5").fetchone() == (1,)
+    connection.execute("DROP TABLE parted")

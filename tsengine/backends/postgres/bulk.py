@@ -222,15 +222,18 @@ class _Call:
             return Statements(upsert, table)
 
     def _attempt(self, statements: Statements, arrays: list[BinaryArray], rows: int) -> Landed:
-        """Store a batch in one transaction, or two where others insert the same keys."""
+        """Store a batch in one transaction, or two where others are in its way."""
         self._careful = max(self._careful - 1, 0)
         try:
             return self._store(statements, arrays, rows)
         except DataRefusedError as error:
-            is_race = isinstance(error.__cause__, psycopg.errors.UniqueViolation)
-            if not (is_race and statements.may_race) or self._careful:
+            cause = error.__cause__
+            if isinstance(cause, psycopg.errors.UniqueViolation):
+                if not statements.may_race or self._careful:
+                    raise
+                self._careful = _CAREFUL_BATCHES
+            elif not _is_misplaced(cause):
                 raise
-        self._careful = _CAREFUL_BATCHES
         return self._store(statements, arrays, rows)
 
     def _store(self, statements: Statements, arrays: list[BinaryArray], rows: int) -> Landed:
@@ -357,6 +360,14 @@ class _Call:
 
     def _report(self, **counts: int) -> None:
         self.report = replace(self.report, **counts)
+
+
+def _is_misplaced(error: BaseException | None) -> bool:
+    """Whether a row fits no partition: one may have been made for it while it waited for another.
+
+    No constraint has that name; where it fits none indeed, the second attempt says so again.
+    """
+    return isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None
 
 
 class _OutcomeUnknownError(ServerConnectionError):
