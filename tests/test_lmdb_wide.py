@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +255,21 @@ def test_series_of_another_kind_refuse_a_wide_batch(tmp_path: Path) -> None:
             engine.write_table(table)
         assert duplicates.value.indices == (36,)
         assert engine.count() == 1
+
+
+def test_a_wide_batch_that_retention_cuts_holds_no_lock_beside_upkeep(tmp_path: Path) -> None:
+    """Upkeep takes its own lock before that of commits: behind a commit the latter is free."""
+    times = np.append(_T, time.time_ns() + np.arange(99))
+    table = {"timestamp": times, **{f"s{n}": np.arange(100.0) for n in range(20)}}
+    with LmdbEngine(str(tmp_path / "store"), merging="inline", retention="1h") as engine:
+        writer = threading.Thread(target=engine.write_table, args=(table,))
+        with engine._shared.upkeep._working:  # as while another thread merges
+            writer.start()
+            while not engine.count():
+                time.sleep(0.001)
+            is_free = engine._store.commit_lock.acquire(timeout=5)
+            if is_free:
+                engine._store.commit_lock.release()
+        writer.join()
+        assert is_free
+        assert engine.count() == 1_980
