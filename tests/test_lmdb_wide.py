@@ -139,6 +139,18 @@ def test_a_wide_run_is_packed_when_nothing_else_is_due(tmp_path: Path, merging: 
         assert engine.count() == 2_001
 
 
+def test_wide_runs_are_packed_one_after_the_other(tmp_path: Path) -> None:
+    """While one is packed no other is begun, or all would be in the file twice."""
+    with LmdbEngine(str(tmp_path / "store"), merging="manual") as engine:
+        for _ in range(3):
+            engine.write_table({"timestamp": _T + np.arange(2_000), "a": np.arange(2_000.0)})
+        first, second, third = engine._store.manifest.runs
+        assert merge.plan([first, second, third]) == [first]
+        assert merge.plan([first, second, third], {first.number}) == []
+        assert merge.plan([second, third]) == [second]
+        assert engine.stats().details["merges_owed"] == 3
+
+
 def test_shared_times_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Series hold the times as they were encoded for all: once for each cut of the rows."""
     made: list[SharedTimes] = []
