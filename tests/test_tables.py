@@ -385,3 +385,21 @@ def test_what_pyarrow_cannot_read_is_refused(engine: MemoryEngine) -> None:
     with pytest.raises(ValueKindError, match="'a'"):
         engine.write_table(frame)
     assert engine.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"time": ["timestamp"]}, BatchShapeError),
+        ({"labels": [5]}, BatchShapeError),
+        ({"values": [None]}, BatchShapeError),
+        ({"shared_labels": ["host"]}, LabelsError),
+    ],
+)
+def test_arguments_of_other_types_are_refused(
+    engine: MemoryEngine, options: dict[str, Any], error: type[Exception]
+) -> None:
+    """What can name no column and no label is told, before a row is read."""
+    with pytest.raises(error):
+        engine.write_table({"timestamp": [1], "a": [1.5]}, **options)
+    assert engine.count() == 0
