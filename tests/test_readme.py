@@ -10,6 +10,8 @@ import pytest
 from tests.documents import Session, blocks
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
+from tsengine.backends.postgres import PostgresEngine
+from tsengine.backends.postgres.location import libpq_options
 from tsengine.duplicates import DuplicatePolicy
 from tsengine.engine import Capability
 from tsengine.options import STORE_OPTIONS
@@ -58,11 +60,11 @@ def test_the_example_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_capabilities_are_those_declared() -> None:
     """The table of backends says yes where a backend declares a capability, else no."""
-    said = {row[0].split("`")[1]: row[1:3] for row in rows("Backends") if row[0].startswith("`")}
+    said = {row[0].split("`")[1]: row[1:4] for row in rows("Backends") if row[0].startswith("`")}
     declared = {
         capability.value: [
             "yes" if capability in engine.capabilities else "no"
-            for engine in (MemoryEngine, LmdbEngine)
+            for engine in (MemoryEngine, LmdbEngine, PostgresEngine)
         ]
         for capability in Capability
     }
@@ -75,6 +77,9 @@ def test_options_are_all_there() -> None:
     own = {
         "memory": MemoryEngine.option_converters.keys() - STORE_OPTIONS.keys(),
         "lmdb": LmdbEngine.option_converters.keys() - STORE_OPTIONS.keys(),
+        "postgresql": PostgresEngine.option_converters.keys()
+        - STORE_OPTIONS.keys()
+        - libpq_options().keys(),
         "store": STORE_OPTIONS.keys() - {"read_only"},
         "every engine": {"read_only"},
     }
