@@ -14,6 +14,7 @@ import tsengine
 import tsengine.aio
 import tsengine.backends.lmdb
 import tsengine.backends.memory
+import tsengine.formats
 import tsengine.testing
 from tests.documents import Session, blocks
 
@@ -31,6 +32,7 @@ PUBLIC = {
     for module in (
         tsengine,
         tsengine.aio,
+        tsengine.formats,
         tsengine.testing,
         tsengine.backends.lmdb,
         tsengine.backends.memory,
