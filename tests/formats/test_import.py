@@ -95,8 +95,11 @@ def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(FileAccessError, match="cannot open"):
             Import(str(path), ImportOptions(file_format="csv"))
-    with MemoryEngine() as opened, pytest.raises(FileAccessError, match="cannot write"):
-        export(opened, str(tmp_path / "none" / "points.csv"))
+    (tmp_path / "folder.csv").mkdir()
+    for path in (tmp_path / "none" / "points.csv", tmp_path / "folder.csv"):
+        with MemoryEngine() as opened, pytest.raises(FileAccessError, match="cannot write"):
+            export(opened, str(path))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.csv"]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +269,13 @@ def test_options_without_a_meaning_are_refused(make: Callable[[], object]) -> No
     """A separator, unit, zone or form that there is not is an UnknownOptionError."""
     with pytest.raises(UnknownOptionError):
         make()
+
+
+def test_a_separator_of_an_export_is_judged(tmp_path: Path, engine: Engine) -> None:
+    """What could not be read back is not written: UnknownOptionError, and no file."""
+    with pytest.raises(UnknownOptionError):
+        export(engine, str(tmp_path / "points.csv"), separator='"')
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

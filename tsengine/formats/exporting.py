@@ -11,6 +11,7 @@ from tsengine.engine import Engine
 from tsengine.errors import CancelledError, FormatError
 from tsengine.formats.files import (
     STANDARD,
+    check_separator,
     compression_of,
     format_of,
     separator_of,
@@ -85,11 +86,13 @@ def export(
         FormatError: the name does not tell the format; a value or label is such as the format
             does not carry; or a series came meanwhile that has labels or values of another kind.
         FileAccessError: the file cannot be written.
+        UnknownOptionError: the separator is none.
         InvalidQueryError: a bad selector or range.
         SnapshotExpiredError: it took longer than the backend keeps the snapshot.
         CancelledError: `is_cancelled` said so.
     """
     form = format_of(path, file_format)
+    check_separator(separator)
     if form == "parquet" and path != STANDARD and compression_of(path):
         raise FormatError(f"{path}: Parquet is compressed by itself; leave the ending out")
     points, series = 0, 0

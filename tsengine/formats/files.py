@@ -19,7 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
-from tsengine.errors import FileAccessError, FormatError, MissingDependencyError
+from tsengine.errors import (
+    FileAccessError,
+    FormatError,
+    MissingDependencyError,
+    TsEngineError,
+    UnknownOptionError,
+)
 
 STANDARD: Final = "-"
 """The name of standard input and output."""
@@ -94,6 +100,20 @@ def format_of(path: str, given: str | None) -> str:
 def separator_of(path: str) -> str:
     """Give what separates cells of CSV in a file of that name."""
     return "\t" if ".tsv" in map(str.lower, Path(path).suffixes) else ","
+
+
+def check_separator(separator: str | None) -> None:
+    """Check what is to separate cells of CSV; None is for the file's name to say.
+
+    Raises:
+        UnknownOptionError: it cannot.
+    """
+    if separator is not None and (
+        len(separator) != 1 or not separator.isascii() or separator in '"\r\n\0'
+    ):
+        raise UnknownOptionError(
+            f"cells are separated by one character of ASCII, not {separator!r}"
+        )
 
 
 class InputFile:
@@ -318,11 +338,9 @@ def written(path: str) -> Iterator[BinaryIO]:
     try:
         yield file.stream
         file.commit()
-    except BrokenPipeError:
-        raise
     except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
+        if isinstance(error, (TsEngineError, BrokenPipeError)):
+            raise  # of the store, or nobody reads any more
         raise FileAccessError(f"cannot write {path!r}: {error.strerror}") from error
     finally:
         file.discard()
