@@ -20,8 +20,14 @@ from hypothesis import strategies as st
 import tsengine
 from tsengine import Labels, PartialWriteError, TimestampError, WriteReceipt, aio
 from tsengine.backends.memory import MemoryEngine
-from tsengine.errors import BatchShapeError, LabelsError, UnknownOptionError, ValueKindError
-from tsengine.model import GroupedBatch, ProducerMark
+from tsengine.errors import (
+    BatchShapeError,
+    InvalidDataError,
+    LabelsError,
+    UnknownOptionError,
+    ValueKindError,
+)
+from tsengine.model import GroupedBatch, ProducerMark, ValueKind
 from tsengine.tables.rows import _numbered
 from tsengine.testing.compare import assert_rows, rows_of
 from tsengine.testing.strategies import SPECIAL_FLOATS
@@ -414,6 +420,25 @@ def test_dictionaries_may_repeat_words_and_hold_nulls(engine: MemoryEngine) -> N
         "ints": [(1, 2**62 + 1), (3, 7)],
         "text": [(1, "x"), (3, "x")],
     }
+
+
+@pytest.mark.parametrize("odd", ["timestamp", "value", "host"])
+def test_a_row_that_is_refused_changes_no_other(engine: MemoryEngine, odd: str) -> None:
+    """Integers stay integers beside a row that has no value, time or text; it alone is named."""
+    columns: dict[str, list[Any]] = {
+        "__name__": ["a"] * 3,
+        "host": ["x"] * 3,
+        "timestamp": [1, 2, 3],
+        "value": [7, 8, 2**62 + 1],
+    }
+    columns[odd][1] = "" if odd == "host" else None
+    table = pa.table(columns)
+    with pytest.raises(InvalidDataError) as caught:
+        engine.write_table(table)
+    assert caught.value.indices == (1,)
+    assert tsengine.copy(table, engine, on_reject=lambda *_: None).rejected == 1
+    assert rows(engine) == {'a{host="x"}': [(1, 7), (3, 2**62 + 1)]}
+    assert engine.series_kind(Labels("a", host="x")) is ValueKind.INT
 
 
 _ROOM: dict[str, Any] = {"labels": {"text": "room"}, "values": "a"}
