@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tsengine import (
     FormatError,
     GroupedBatch,
     Labels,
+    MissingDependencyError,
     TooManyRejectsError,
     UnknownOptionError,
 )
@@ -69,15 +71,15 @@ def run(engine: Engine, path: str, options: ImportOptions | None = None) -> Impo
         ("points.csv", b'"time,a\n1,2\n', "quote"),
         ("points.csv", b"\xff,a\n", "UTF-8"),
         ("points.csv", b"\xff\xfet\0i\0m\0e\0", "UTF-16"),
-        ("points.csv", gzip.compress(b"time,a\n"), "but gzip"),
+        ("points.csv", gzip.compress(b"time,a\n", mtime=0), "but gzip"),
         ("points.csv", b"PAR1....PAR1", "but parquet"),
         ("points.csv.gz", b"time,a\n1,2\n", "holds no gzip"),
-        ("points.csv.zst", gzip.compress(b"time,a\n"), "holds no zstd"),
+        ("points.csv.zst", gzip.compress(b"time,a\n", mtime=0), "holds no zstd"),
         ("points.jsonl", b"[1]\n", "a JSON object"),
         ("points.jsonl", b"time,value\n1,2\n", "a JSON object"),
         ("points.parquet", b"time,value\n1,2\n", "holds no parquet"),
         ("points.parquet", b"PAR1" + bytes(100) + b"PAR1", "no Parquet"),
-        ("points.parquet.gz", gzip.compress(b"PAR1"), "compressed by itself"),
+        ("points.parquet.gz", gzip.compress(b"PAR1", mtime=0), "compressed by itself"),
         ("points.txt", b"time,value\n", "does not tell the format"),
         ("points.csv", b"a" * 9_000_000, "line without an end"),
     ],
@@ -88,6 +90,19 @@ def test_a_file_that_is_no_such_file_is_refused(
     """What cannot be understood at all is a FormatError before any store is opened."""
     with pytest.raises(FormatError, match=says):
         Import(file(tmp_path, name, data))
+
+
+def test_without_pyarrow_what_needs_it_says_so_and_json_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: Engine
+) -> None:
+    """Where pyarrow is missing that is told before a store is opened, and JSON lines are read."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name, data in (("p.csv", HEAD + ROW), ("p.lp", "cpu v=1 1\n"), ("p.parquet", "PAR1")):
+        with pytest.raises(MissingDependencyError, match=r"pip install 'tsengine\[arrow\]'"):
+            Import(file(tmp_path, name, data.encode()))
+    line = b'{"__name__": "cpu", "host": "a", "timestamp_ns": 1, "value": 1.5}\n'
+    run(engine, file(tmp_path, "p.jsonl", line))
+    assert stored(engine) == ONE
 
 
 def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -147,7 +162,7 @@ def test_a_damaged_file_stores_what_comes_before(
         (HEAD + "cpu,a,0,1\n" + ROW, [2]),
         (HEAD + "c" * 5_000_000 + "\n" + ROW, [2]),
         (HEAD + "c" * 1_100_000 + ",a,1,1\n" + ROW, [2]),
-        (HEAD + ROW + '"' + "cpu\n" * 2_000_000, None),
+        (HEAD + ROW + '"' + ("cpu " * 100 + "\n") * 20_000, None),  # two blocks, few rejects
     ],
 )
 def test_bad_rows_are_counted_and_the_others_stored(

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from tsengine.engine import Engine
 from tsengine.errors import FormatError, UnknownOptionError
+from tsengine.formats.arrow_columns import require_pyarrow
 from tsengine.formats.blocks import Block, blocks
 from tsengine.formats.csv_reading import CsvDialect, CsvReader, cut_rows, head_of
 from tsengine.formats.csv_reading import sample_of as sample_of_csv
@@ -34,6 +35,8 @@ from tsengine.model import DataPoint, GroupedBatch
 from tsengine.pipeline import CopyReport, Progress, copy
 
 _BINARY: Final = frozenset({"parquet"})
+_THROUGH_ARROW: Final = {"csv": "CSV", "line": "line protocol", "parquet": "Parquet"}
+"""Formats of which blocks become columns by pyarrow, with their names for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class Import:
     Raises:
         FileAccessError: it cannot be opened.
         FormatError: it is not what its name or format says, or columns are missing.
+        MissingDependencyError: it takes pyarrow to be read, which is not installed.
         UnknownOptionError: an option makes no sense.
     """
 
@@ -126,6 +130,8 @@ class Import:
         self._format = format_of(path, options.file_format)
         if self._format in _BINARY and path != STANDARD and compression_of(path):
             raise FormatError(f"{path}: Parquet is compressed by itself; decompress it first")
+        if self._format in _THROUGH_ARROW:
+            require_pyarrow(f"{_THROUGH_ARROW[self._format]} is read")
         self._file = InputFile(path, self._format)
         self.name = self._file.name
         self.unit = "rows" if self._format == "parquet" else "bytes"
