@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Final
+from pathlib import Path
+from typing import Final, TextIO
 
 import click
 
@@ -87,8 +89,16 @@ for _command in COMMANDS:
     app.add_command(_command)
 
 
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")  # closed with the process
+
+
 def run() -> int:
     """Run the command line with the arguments of the process; give the exit code."""
+    # A shell closes them by `>&-`: what is written then goes nowhere, and above all not into the
+    # next file that is opened.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if stream.isatty():  # a terminal may show less than UTF-8
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
