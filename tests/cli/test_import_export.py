@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -148,6 +149,30 @@ def test_a_stream_that_is_closed_is_no_bug(
     )
     assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
     assert says in ended.stderr
+
+
+def test_a_store_that_is_deleted_meanwhile_is_told_in_lines(tmp_path: Path) -> None:
+    """An import whose store is removed ends with 3 and says so, without a traceback of any log."""
+    store, aside = tmp_path / "a", tmp_path / "bad.jsonl"
+    lines = b"cpu v=1 1\n" * 500_000  # more than a block
+    with subprocess.Popen(
+        [*PROGRAM, "import", f"lmdb://{store}", "--format", "line", "--rejects", aside],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as importing:
+        assert importing.stdin is not None
+        assert importing.stderr is not None
+        importing.stdin.write(lines)
+        while not aside.exists():  # until the store is open
+            assert importing.poll() is None
+            threading.Event().wait(0.01)
+        shutil.rmtree(store)
+        importing.stdin.close()
+        told = importing.stderr.read().decode()
+        assert importing.wait(60) == ExitCode.FAILED
+    assert "removed" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.csv.gz", "p.lp.zst", "p.jsonl.xz", "p.parquet"])

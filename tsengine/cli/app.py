@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tsengine.cli.copying import copy, verify
 from tsengine.cli.delete import delete
 from tsengine.cli.demo import demo
 from tsengine.cli.exporting import export_
-from tsengine.cli.failures import ExitCode, end, refuse
+from tsengine.cli.failures import ExitCode, LogNotes, end, refuse
 from tsengine.cli.importing import import_
 from tsengine.cli.plot import plot
 from tsengine.cli.query import query
@@ -104,6 +105,7 @@ def run() -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
         else:  # CSV and JSON are UTF-8
             stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a TextIOWrapper
+    logging.getLogger("tsengine").addHandler(LogNotes(logging.WARNING))
     try:
         code = app.main(prog_name="tsengine", standalone_mode=False)
     except click.ClickException as error:
