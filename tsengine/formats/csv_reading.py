@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.errors import FormatError, InvalidDataError, MissingDependencyError, TsEngineError
+from tsengine.errors import FormatError, InvalidDataError, TsEngineError
 from tsengine.formats.arrow_columns import float64s, int64s, validity
 from tsengine.formats.blocks import LINE_MAX, Block
 from tsengine.formats.columns import LabelsMaker, series_column
@@ -197,8 +197,7 @@ class CsvReader(TextReader):
         mapping: what each column is.
         dialect: how cells stand in rows.
 
-    Raises:
-        MissingDependencyError: pyarrow is not installed.
+    pyarrow has to be installed, as whoever opens the file makes sure.
     """
 
     def __init__(self, intake: Intake, mapping: ColumnMapping, dialect: CsvDialect) -> None:
@@ -294,13 +293,9 @@ class _Columns:
     """Reads blocks into columns by pyarrow, such that they are what the rows are one by one."""
 
     def __init__(self, mapping: ColumnMapping, dialect: CsvDialect, integers: ValueKind) -> None:
-        try:
-            import pyarrow as pa  # an optional package, imported when used
-            from pyarrow import csv as arrow_csv
-        except ImportError:
-            raise MissingDependencyError(
-                "CSV is read through pyarrow: pip install 'tsengine[arrow]'"
-            ) from None
+        import pyarrow as pa  # an optional package, imported when used
+        from pyarrow import csv as arrow_csv
+
         self._mapping = mapping
         self._dialect = dialect
         self._ints = integers is ValueKind.INT

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from tsengine.engine import Engine
-from tsengine.errors import FormatError, UnknownOptionError
+from tsengine.errors import FormatError, MissingDependencyError, UnknownOptionError
 from tsengine.formats.blocks import Block, blocks
 from tsengine.formats.csv_reading import CsvDialect, CsvReader, cut_rows, head_of
 from tsengine.formats.csv_reading import sample_of as sample_of_csv
@@ -28,6 +28,9 @@ from tsengine.pipeline import CopyReport, Progress, copy
 from tsengine.pipeline.reading import Stoppable
 
 _BINARY: Final = frozenset({"parquet"})
+
+_READ_BY_ARROW: Final = {"csv": "CSV", "line": "line protocol"}
+"""Formats of text whose readers need pyarrow, by what people call them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class Import:
         FileAccessError: it cannot be opened.
         FormatError: it is not what its name or format says, or columns are missing.
         UnknownOptionError: an option makes no sense.
+        MissingDependencyError: the format is read through pyarrow, which is not installed.
     """
 
     def __init__(self, path: str, options: ImportOptions | None = None) -> None:
@@ -229,6 +233,8 @@ class Import:
                 self._file, options.choices, path=None if path == STANDARD else path
             )
             return str(self._parquet.mapping)
+        if self._format in _READ_BY_ARROW:
+            _require_pyarrow(_READ_BY_ARROW[self._format])
         self._blocks = blocks(self._file, cut=cut_rows if self._format == "csv" else None)
         if self._format == "line":
             return self._open_lines()
@@ -270,6 +276,17 @@ class Import:
         if self._format == "jsonl":
             return JsonReader(intake, self._mapping, self._options.choices)
         return CsvReader(intake, self._mapping, self._dialect)
+
+
+def _require_pyarrow(what: str) -> None:
+    """Refuse what could not be read before a store is made for it."""
+    try:
+        import pyarrow as pa  # an optional package, imported when used
+    except ImportError:
+        raise MissingDependencyError(
+            f"{what} is read through pyarrow: pip install 'tsengine[arrow]'"
+        ) from None
+    del pa
 
 
 def _chain(first: Block, rest: Iterator[Block]) -> Iterator[Block]:
