@@ -540,3 +540,14 @@ def test_what_is_no_plain_file_is_written_to_as_it_is(tmp_path: Path, engine: En
     assert link.is_symlink()
     assert target.read_text() == "a value=1.5 1\n"
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("separator", ["ab", '"', "\n", "\r", "é", ""])
+def test_no_file_is_written_that_cannot_be_read(
+    tmp_path: Path, engine: Engine, separator: str
+) -> None:
+    """An export takes no separator that an import would not take."""
+    engine.write([(Labels("a"), 1, 1.5)])
+    with pytest.raises(UnknownOptionError, match="separated by one character"):
+        export(engine, str(tmp_path / "points.csv"), separator=separator)
+    assert list(tmp_path.iterdir()) == []

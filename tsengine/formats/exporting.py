@@ -11,6 +11,7 @@ from tsengine.engine import Engine
 from tsengine.errors import CancelledError, FormatError
 from tsengine.formats.files import (
     STANDARD,
+    check_separator,
     compression_of,
     format_of,
     separator_of,
@@ -88,7 +89,9 @@ def export(
         InvalidQueryError: a bad selector or range.
         SnapshotExpiredError: it took longer than the backend keeps the snapshot.
         CancelledError: `is_cancelled` said so.
+        UnknownOptionError: such a separator does not separate.
     """
+    check_separator(separator)
     form = format_of(path, file_format)
     if form == "parquet" and path != STANDARD and compression_of(path):
         raise FormatError(f"{path}: Parquet is compressed by itself; leave the ending out")

@@ -22,7 +22,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
-from tsengine.errors import CancelledError, FileAccessError, FormatError, MissingDependencyError
+from tsengine.errors import (
+    CancelledError,
+    FileAccessError,
+    FormatError,
+    MissingDependencyError,
+    UnknownOptionError,
+)
 from tsengine.waiting import PAUSE_SECONDS_MAX
 
 STANDARD: Final = "-"
@@ -98,6 +104,20 @@ def format_of(path: str, given: str | None) -> str:
 def separator_of(path: str) -> str:
     """Give what separates cells of CSV in a file of that name."""
     return "\t" if ".tsv" in map(str.lower, Path(path).suffixes) else ","
+
+
+def check_separator(separator: str | None) -> None:
+    """Refuse what cannot stand between cells of CSV.
+
+    Raises:
+        UnknownOptionError: it is not one character of ASCII, or one with a meaning of its own.
+    """
+    if separator is not None and (
+        len(separator) != 1 or not separator.isascii() or separator in '"\r\n\0'
+    ):
+        raise UnknownOptionError(
+            f"cells are separated by one character of ASCII, not {separator!r}"
+        )
 
 
 class InputFile:

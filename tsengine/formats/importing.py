@@ -13,7 +13,14 @@ from tsengine.errors import FormatError, MissingDependencyError, UnknownOptionEr
 from tsengine.formats.blocks import Block, blocks
 from tsengine.formats.csv_reading import CsvDialect, CsvReader, cut_rows, head_of
 from tsengine.formats.csv_reading import sample_of as sample_of_csv
-from tsengine.formats.files import STANDARD, InputFile, compression_of, format_of, separator_of
+from tsengine.formats.files import (
+    STANDARD,
+    InputFile,
+    check_separator,
+    compression_of,
+    format_of,
+    separator_of,
+)
 from tsengine.formats.intake import Intake
 from tsengine.formats.json_reading import JsonReader
 from tsengine.formats.json_reading import sample_of as sample_of_json
@@ -56,9 +63,7 @@ class ImportOptions:
     def __post_init__(self) -> None:
         if self.precision not in UNITS:
             raise UnknownOptionError(f"precision {self.precision!r} is none of {', '.join(UNITS)}")
-        one = self.separator
-        if one is not None and (len(one) != 1 or not one.isascii() or one in '"\r\n\0'):
-            raise UnknownOptionError(f"cells are separated by one character of ASCII, not {one!r}")
+        check_separator(self.separator)
 
 
 @dataclass(frozen=True, slots=True)
