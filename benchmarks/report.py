@@ -27,8 +27,10 @@ from benchmarks.figures_aggregation import (
 )
 from benchmarks.figures_aio import figure_11
 from benchmarks.figures_buffering import figure_9, figure_10
+from benchmarks.figures_bulk_upsert import figure_24
 from benchmarks.figures_files import figure_19
 from benchmarks.figures_pipeline import figure_12
+from benchmarks.figures_postgres import figure_20, figure_21, figure_22, figure_23
 from benchmarks.figures_stored import figure_4, figure_5, figure_6
 from benchmarks.figures_tables import figure_18
 from benchmarks.figures_upkeep import figure_7, figure_8
@@ -57,6 +59,11 @@ FIGURES: Mapping[int, Callable[[Setting], list[Line]]] = {
     17: figure_17,
     18: figure_18,
     19: figure_19,
+    20: figure_20,
+    21: figure_21,
+    22: figure_22,
+    23: figure_23,
+    24: figure_24,
 }
 
 

@@ -37,6 +37,11 @@ class Sizes:
         copied_points: points of the copy whose memory is looked at.
         imported_text_points: points of a file of text.
         imported_parquet_points: points of a file of Parquet.
+        postgres_batches: batches of a round into PostgreSQL, a fifth as many of large ones.
+        postgres_bulk_points: points of a bulk into PostgreSQL.
+        postgres_turns: turns of each of four writers.
+        upserted_sessions: rows of a table with JSON.
+        upserted_words: rows of a dictionary.
     """
 
     series: int = 1_000
@@ -56,6 +61,11 @@ class Sizes:
     copied_points: int = 20_000_000
     imported_text_points: int = 2_000_000
     imported_parquet_points: int = 10_000_000
+    postgres_batches: int = 50
+    postgres_bulk_points: int = 1_000_000
+    postgres_turns: int = 75
+    upserted_sessions: int = 10_000
+    upserted_words: int = 50_000
 
     def quick(self) -> Sizes:
         """Give sizes a tenth or less of these: to see that it runs, not what it measures."""
@@ -72,6 +82,11 @@ class Sizes:
             copied_points=200_000,
             imported_text_points=100_000,
             imported_parquet_points=200_000,
+            postgres_batches=5,
+            postgres_bulk_points=50_000,
+            postgres_turns=5,
+            upserted_sessions=2_000,
+            upserted_words=10_000,
         )
 
 

@@ -30,8 +30,8 @@ exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
     # Names of other projects: to link them, a build would have to ask their hosts.
-    (r"py:.*", r"(_?asyncio|abc|collections|datetime|dt|enum|pathlib|threading)\..*"),
-    (r"py:.*", r"(hypothesis|numpy|np|pa|pandas|pd|pl)\..*"),
+    (r"py:.*", r"(_?asyncio|abc|collections|contextlib|datetime|dt|enum|pathlib|threading)\..*"),
+    (r"py:.*", r"(hypothesis|numpy|np|pa|pandas|pd|pl|psycopg)\..*"),
     (r"py:.*", r"Metric|SupportsIndex"),  # of prometheus_client and typing
     (r"py:.*", r"tsengine\..*\._\w+"),  # type variables: they have no page
 ]
@@ -60,6 +60,8 @@ autodoc_type_aliases = {
     "Fill": "tsengine.aggregation.asking.Fill",
     "Int64Array": "tsengine.model.batches.Int64Array",
     "LabelColumns": "tsengine.tables.form.LabelColumns",
+    "OnExportProgress": "tsengine.formats.exporting.OnExportProgress",
+    "OnImportProgress": "tsengine.formats.importing.OnImportProgress",
     "OnProgress": "tsengine.pipeline.writing.OnProgress",
     "OnReject": "tsengine.pipeline.writing.OnReject",
     "OnRollup": "tsengine.rollups.renewing.OnRollup",
@@ -78,6 +80,7 @@ autodoc_type_aliases = {
 SOURCE_NAMES = autodoc_type_aliases | {
     "Acknowledgement": "tsengine.buffering.acknowledgement.Acknowledgement",
     "core.Engine": "tsengine.Engine",
+    "BulkUpsertReport": "tsengine.metrics.BulkUpsertReport",
     "pipeline.CopyReport": "tsengine.CopyReport",
     "rollups.RollupReport": "tsengine.RollupReport",
     "pipeline.VerifyReport": "tsengine.VerifyReport",

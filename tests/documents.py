@@ -15,6 +15,9 @@ block says what is special about it; pages show none of them:
     <!-- file: sensor.py -->        it is written to that file, whatever its language
     <!-- raises: SelectorError -->  it ends with that error
 
+`<!-- needs: postgresql -->` anywhere on a page lets libpq find a server with an empty database
+`metrics` and roles `app` and `viewer`.
+
 And a comment that begins with `run` is code of Python that is run and not shown, for what a page
 needs and a reader has:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ import tsengine
 import tsengine.aio
 import tsengine.backends.lmdb
 import tsengine.backends.memory
+import tsengine.backends.postgres
+import tsengine.formats
 import tsengine.testing
 from tests.documents import Session, blocks
+from tests.postgres.shared import shared_cluster
+from tests.postgres.stores import admin
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
@@ -31,19 +36,37 @@ PUBLIC = {
     for module in (
         tsengine,
         tsengine.aio,
+        tsengine.formats,
         tsengine.testing,
         tsengine.backends.lmdb,
         tsengine.backends.memory,
+        tsengine.backends.postgres,
     )
     for name in module.__all__
 }
 
 
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let libpq find a server with a database `metrics` and roles `app` and `viewer`."""
+    cluster = shared_cluster()
+    monkeypatch.setenv("PGHOST", str(cluster.folder))
+    monkeypatch.setenv("PGPORT", str(cluster.port))
+    monkeypatch.setenv("PGUSER", cluster.user)
+    admin().execute("CREATE ROLE app LOGIN; CREATE ROLE viewer LOGIN")
+    admin().execute("CREATE DATABASE metrics")
+    yield
+    admin().execute("DROP DATABASE metrics WITH (FORCE)")
+    admin().execute("DROP ROLE app; DROP ROLE viewer")
+
+
 @pytest.mark.parametrize("page", RUN, ids=str)
 def test_the_code_of_a_page_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """The blocks of a page run one after the other in an empty folder, and print what it says."""
+    if "<!-- needs: postgresql -->" in (DOCS / page).read_text(encoding="utf-8"):
+        request.getfixturevalue("database")
     monkeypatch.chdir(tmp_path)
     session = Session()
     for block in blocks(DOCS / page):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,30 @@ def test_a_wide_write_grows_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         engine.check()
         assert engine.count() == 500_000
         assert engine.latest("s99")[0].value == 4_999.0
+
+
+def test_a_wide_commit_that_fails_half_way_stores_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are made inside of the transaction: what fails there takes all of it back."""
+    table = {"timestamp": _T + np.arange(40), **{f"s{n}": np.arange(40.0) for n in range(4)}}
+    with LmdbEngine(str(tmp_path / "store"), merging="manual") as engine:
+        engine.write([(Labels("s1"), 1, 0.5)])
+        whole = WideBlocks.__iter__
+
+        def broken(self: WideBlocks) -> Iterator[tuple[bytes, bytes]]:
+            yield from itertools.islice(whole(self), 2)
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(WideBlocks, "__iter__", broken)
+            with pytest.raises(MemoryError):
+                engine.write_table(table)
+        assert [labels.id for labels in engine.series()] == ["s1"]
+        engine.check()
+        engine.write_table(table)
+        engine.check()
+        assert engine.count() == 161
 
 
 def test_a_block_of_a_wide_run_that_is_damaged_names_its_series(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from tests.documents import Session, blocks
 from tsengine.backends.lmdb import LmdbEngine
 from tsengine.backends.memory import MemoryEngine
+from tsengine.backends.postgres import PostgresEngine
+from tsengine.backends.postgres.location import libpq_options
 from tsengine.duplicates import DuplicatePolicy
 from tsengine.engine import Capability
 from tsengine.options import STORE_OPTIONS
@@ -43,6 +47,21 @@ def test_code_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Session().run(BLOCKS[number])
 
 
+def test_code_runs_in_one_folder(tmp_path: Path) -> None:
+    """All blocks run one after the other in one folder, where a reader tries them in turn."""
+    program = tmp_path / "all.py"
+    program.write_text("\n".join(block.code for block in BLOCKS), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "all.py"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_there_is_code() -> None:
     """The blocks are found: a changed fence must not take them out of the tests."""
     assert len(BLOCKS) == README.count("```python") >= 3
@@ -58,11 +77,11 @@ def test_the_example_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_capabilities_are_those_declared() -> None:
     """The table of backends says yes where a backend declares a capability, else no."""
-    said = {row[0].split("`")[1]: row[1:3] for row in rows("Backends") if row[0].startswith("`")}
+    said = {row[0].split("`")[1]: row[1:4] for row in rows("Backends") if row[0].startswith("`")}
     declared = {
         capability.value: [
             "yes" if capability in engine.capabilities else "no"
-            for engine in (MemoryEngine, LmdbEngine)
+            for engine in (MemoryEngine, LmdbEngine, PostgresEngine)
         ]
         for capability in Capability
     }
@@ -75,6 +94,9 @@ def test_options_are_all_there() -> None:
     own = {
         "memory": MemoryEngine.option_converters.keys() - STORE_OPTIONS.keys(),
         "lmdb": LmdbEngine.option_converters.keys() - STORE_OPTIONS.keys(),
+        "postgresql": PostgresEngine.option_converters.keys()
+        - STORE_OPTIONS.keys()
+        - libpq_options().keys(),
         "store": STORE_OPTIONS.keys() - {"read_only"},
         "every engine": {"read_only"},
     }

@@ -219,6 +219,14 @@ def test_nobody_takes_over_a_scheme_of_ours(install: Install) -> None:
         assert type(engine).__name__ == "MemoryEngine"
 
 
+@pytest.mark.parametrize("url", ["memory://me:a?s3cr3t@host/db", "memory://me:a?s3cr3t=1@host/db"])
+def test_what_may_be_a_password_with_a_question_mark_is_not_repeated(url: str) -> None:
+    """An @ behind a ? tells of a password that was not encoded, and is not repeated."""
+    with pytest.raises(UnknownOptionError, match="%40") as caught:
+        tsengine.open(url)
+    assert "s3cr3t" not in str(caught.value)
+
+
 def test_an_engine_is_made_without_being_opened(tmp_path: Path) -> None:
     """`unopened` touches nothing, and opens as `open` would have."""
     engine = registry.unopened(f"lmdb://{tmp_path}/store?retention=1d")

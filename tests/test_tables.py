@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import pickle
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import tsengine
 from tsengine import Labels, PartialWriteError, TimestampError, WriteReceipt, aio
 from tsengine.backends.memory import MemoryEngine
 from tsengine.errors import BatchShapeError, LabelsError, UnknownOptionError, ValueKindError
+from tsengine.model import GroupedBatch, ProducerMark
 from tsengine.tables.rows import _numbered
 from tsengine.testing.compare import assert_rows, rows_of
 from tsengine.testing.strategies import SPECIAL_FLOATS
@@ -83,9 +85,11 @@ def test_a_frame_of_any_layout_is_the_same(engine: MemoryEngine, layout: str) ->
     if layout == "columns":
         frame = frame.copy()
     assert engine.write_table(frame, time="when") == WriteReceipt(1200, 1200)
-    found = engine.query()
-    assert [batch.values.tolist() for batch in found] == matrix.T.tolist()
-    assert found[0].timestamps.tolist() == list(range(_T, _T + 600))
+    with MemoryEngine() as other:
+        other.write_table(frame, time="when", points_max=500)
+        for found in (engine.query(), other.query()):
+            assert [batch.values.tolist() for batch in found] == matrix.T.tolist()
+            assert found[0].timestamps.tolist() == list(range(_T, _T + 600))
 
 
 def test_the_index_of_a_frame_is_its_time(engine: MemoryEngine) -> None:
@@ -226,6 +230,89 @@ def test_labels_that_are_no_text_are_refused(engine: MemoryEngine, library: str)
             engine.write_table(frame, labels=["host"], values=values)
         assert caught.value.indices == (0, 1)
     assert engine.count() == 0
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["x", "x"], pa.large_string()),
+        pa.array(["x", "x"]).cast(pa.string_view()),
+        pa.array(["x", "x"]).dictionary_encode(),
+        pa.RunEndEncodedArray.from_arrays([2], ["x"]),
+    ],
+    ids=str,
+)
+def test_labels_come_in_any_type_of_text(engine: MemoryEngine, labels: Any) -> None:
+    """However a table has its text, and beside a column of nulls."""
+    engine.write_table(
+        pa.table({"h": labels, "n": pa.nulls(2), "timestamp": [1, 2], "value": [1.5, 2.5]})
+    )
+    assert rows(engine) == {'{h="x"}': [(1, 1.5), (2, 2.5)]}
+
+
+@pytest.mark.parametrize("labels", [[{"a": 1}], [[1]], [b"x"], [1.5]], ids=str)
+def test_labels_of_types_without_text_are_refused(engine: MemoryEngine, labels: Any) -> None:
+    """Structures, lists, bytes and numbers are no labels, in Arrow and in pandas."""
+    table = pa.table({"h": labels, "timestamp": [1], "value": [1.5]})
+    for given_table in (table, table.to_pandas(), {"h": labels, "timestamp": [1], "value": [1.5]}):
+        with pytest.raises(LabelsError):
+            engine.write_table(given_table)
+
+
+@pytest.mark.parametrize("given_table", [pd.Series([1.5]), pl.Series([1.5]), [1], "x", None, 5])
+def test_what_is_no_table_is_refused(engine: MemoryEngine, given_table: Any) -> None:
+    """A column by itself, too, although it offers an Arrow stream."""
+    with pytest.raises(BatchShapeError, match="no table"):
+        engine.write_table(given_table)
+
+
+def test_dictionaries_of_parts_may_differ(engine: MemoryEngine) -> None:
+    """Batches with texts of their own are gathered to one part."""
+    batches = [
+        pa.record_batch(
+            {"h": pa.array(texts).dictionary_encode(), "timestamp": [n], "value": [float(n)]}
+        )
+        for n, texts in enumerate((["a"], ["b"], ["a"]), 1)
+    ]
+    engine.write_table(pa.RecordBatchReader.from_batches(batches[0].schema, batches))
+    assert rows(engine) == {'{h="a"}': [(1, 1.0), (3, 3.0)], '{h="b"}': [(2, 2.0)]}
+
+
+class Sink(MemoryEngine):
+    """A store that counts what it is given and drops it."""
+
+    rows = 0
+
+    def _commit(self, batches: Sequence[GroupedBatch], mark: ProducerMark | None) -> WriteReceipt:
+        count = sum(map(len, batches))
+        self.rows += count
+        return WriteReceipt(count, count)
+
+
+@pytest.mark.parametrize("form", ["long", "wide"])
+def test_a_stream_takes_bounded_memory(form: str) -> None:
+    """Ten times as many batches take no more."""
+    columns: dict[str, Any] = {"a": np.zeros(4_096), "b": np.zeros(4_096)}
+    if form == "long":
+        columns = {"host": ["x", "y"] * 2_048, "value": np.zeros(4_096)}
+
+    def batches(count: int) -> Iterator[pa.RecordBatch]:
+        for n in range(count):
+            times = np.arange(n * 4_096, (n + 1) * 4_096) + 1
+            yield pa.record_batch({"timestamp": times, **columns})
+
+    peaks = []
+    for count in (8, 80):
+        schema = pa.record_batch({"timestamp": np.arange(4_096), **columns}).schema
+        with Sink() as sink:
+            tracemalloc.start()
+            sink.write_table(
+                pa.RecordBatchReader.from_batches(schema, batches(count)), points_max=16_384
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert sink.rows == count * 4_096 * (2 if form == "wide" else 1)
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_a_stream_is_gathered_to_commits(engine: MemoryEngine) -> None:

@@ -8,7 +8,8 @@
             buffer.write(tsengine.DataPoint(cpu, 1_700_000_000_000_000_000, 0.42))
         engine.query('cpu_usage{region="eu"}').to_pandas()
 
-The public names are those of `__all__`, and those of `tsengine.prometheus` and `tsengine.testing`.
+The public names are those of `__all__`, and those of `tsengine.aio`, `tsengine.formats`,
+`tsengine.prometheus` and `tsengine.testing`.
 """
 
 from tsengine import errors
@@ -23,16 +24,21 @@ from tsengine.engine import (
     WriteBufferHandler,
 )
 from tsengine.errors import (
+    AccessDeniedError,
     AggregationError,
     BatchShapeError,
     BatchTooLargeError,
     BufferFullError,
+    BulkUpsertCancelledError,
+    BulkUpsertError,
     CancelledError,
     ConfigurationError,
+    ContentionError,
     CopyCancelledError,
     CopyError,
     CopyTimeoutError,
     CorruptionError,
+    DataRefusedError,
     DifferenceError,
     DuplicatePointError,
     FileAccessError,
@@ -52,7 +58,10 @@ from tsengine.errors import (
     RollupCancelledError,
     RollupError,
     RollupTimeoutError,
+    SchemaError,
     SelectorError,
+    ServerConnectionError,
+    ServerTimeoutError,
     SnapshotExpiredError,
     SourceChangedError,
     StorageError,
@@ -103,21 +112,26 @@ __version__ = "0.1.0"
 """That of the package; written here too, so that an import need not read its metadata."""
 
 __all__ = [
+    "AccessDeniedError",
     "AggregationError",
     "BatchShapeError",
     "BatchTooLargeError",
     "BufferFullError",
     "BufferedEngine",
+    "BulkUpsertCancelledError",
+    "BulkUpsertError",
     "CancelledError",
     "Capability",
     "CompactReport",
     "ConfigurationError",
+    "ContentionError",
     "CopyCancelledError",
     "CopyError",
     "CopyReport",
     "CopyTimeoutError",
     "CorruptionError",
     "DataPoint",
+    "DataRefusedError",
     "Difference",
     "DifferenceError",
     "DuplicatePointError",
@@ -151,10 +165,13 @@ __all__ = [
     "RollupError",
     "RollupReport",
     "RollupTimeoutError",
+    "SchemaError",
     "Selector",
     "SelectorError",
     "SeriesBatch",
     "SeriesChecksum",
+    "ServerConnectionError",
+    "ServerTimeoutError",
     "SnapshotExpiredError",
     "SourceChangedError",
     "StorageError",

@@ -94,6 +94,8 @@ class Engine(WriteBufferHandler):
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     option_converters: ClassVar[Mapping[str, Converter]] = STORE_OPTIONS
     """The options of this backend; a backend with more extends the mapping."""
+    takes_encoded_location: ClassVar[bool] = False
+    """Whether the location has parts of its own, and is taken from a URL still percent-encoded."""
 
     def __init__(
         self,

@@ -7,7 +7,8 @@
     │   ├── ValueKindError                 a value of another kind than its series
     │   ├── ValueOverflowError             an int64 sum would overflow
     │   ├── DuplicatePointError            policy `error` and the point is there already
-    │   └── BatchShapeError                arrays of unequal length, wrong dtype or dimension
+    │   ├── BatchShapeError                arrays of unequal length, wrong dtype or dimension
+    │   └── DataRefusedError               a server does not take it: a constraint, a type, a range
     ├── InvalidQueryError (ValueError)
     │   ├── SelectorError                  a selector that does not parse
     │   ├── RangeError                     a range whose start lies after its end
@@ -24,6 +25,8 @@
     │   ├── SourceChangedError             a copy is resumed from a source that is another one
     │   ├── CopyTimeoutError (WaitTimeoutError)   it took longer than `timeout`
     │   └── CopyCancelledError (CancelledError)   `cancel` was set
+    ├── BulkUpsertError                    rows written to a table stopped: what had landed
+    │   └── BulkUpsertCancelledError (CancelledError)   `cancel` was set
     ├── RollupError                        a rollup stopped, or left results out
     │   ├── RollupTimeoutError (WaitTimeoutError)   it took longer than `timeout`
     │   └── RollupCancelledError (CancelledError)   `cancel` was set
@@ -45,6 +48,11 @@
         ├── StoreInUseError                another process writes to the store
         │   └── StoreInUseTimeoutError (WaitTimeoutError)   it still did after `timeout`
         ├── StorageFullError               the disk is full
+        ├── ServerConnectionError          no server, or the connection to it was lost
+        │   └── ServerTimeoutError (WaitTimeoutError)   it did not answer in time
+        ├── ContentionError                a deadlock, a lock, or a transaction beside this one
+        ├── AccessDeniedError              a wrong password, or a right that is missing
+        ├── SchemaError                    a table, column, type or setting is not what it must be
         ├── BatchTooLargeError             more at once than the backend takes
         ├── FormatVersionError             a store of a newer or foreign format
         ├── CorruptionError                stored bytes fail their checksum
@@ -60,6 +68,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # for signatures alone: these stand above this module
+    from tsengine.metrics import BulkUpsertReport
     from tsengine.model import DataPoint, WriteReceipt
     from tsengine.pipeline.progress import CopyReport
     from tsengine.pipeline.verifying import Difference
@@ -121,6 +130,10 @@ class DuplicatePointError(InvalidDataError):
 
 class BatchShapeError(InvalidDataError):
     """Is raised when the columns of a batch do not fit together or have a wrong dtype."""
+
+
+class DataRefusedError(InvalidDataError):
+    """Is raised when a server refuses data: by a constraint, a trigger, a type or a range."""
 
 
 class RejectedPointsError(TsEngineError):
@@ -287,6 +300,39 @@ class StorageFullError(StorageError):
     """Is raised when the disk is full; nothing of the call was stored."""
 
 
+class ServerConnectionError(StorageError):
+    """Is raised when a server cannot be reached, or the connection to it was lost.
+
+    Attributes:
+        commit_unknown: whether it was lost while a commit was on its way: what was written may
+            be stored or not. Where it is false, nothing of the transaction is stored.
+    """
+
+    def __init__(self, message: str, *, commit_unknown: bool = False) -> None:
+        super().__init__(message)
+        self.commit_unknown = commit_unknown
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with what is known of the commit."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class ContentionError(StorageError):
+    """Is raised when others were in the way: a deadlock, a lock, a serialization failure."""
+
+
+class ServerTimeoutError(ServerConnectionError, WaitTimeoutError):
+    """Is raised when a server did not answer, or finish a statement, in the time it was given."""
+
+
+class AccessDeniedError(StorageError):
+    """Is raised when a server does not let a user in, or does not let it do this."""
+
+
+class SchemaError(StorageError):
+    """Is raised when a table, a column, a type or a setting of a database is not as needed."""
+
+
 class BatchTooLargeError(StorageError):
     """Is raised when a commit is larger than the backend takes; smaller ones may be stored."""
 
@@ -369,6 +415,32 @@ class CopyTimeoutError(CopyError, WaitTimeoutError):
 
 class CopyCancelledError(CopyError, CancelledError):
     """Is raised when `cancel` was set during a copy; a named one can be resumed."""
+
+
+class BulkUpsertError(TsEngineError):
+    """Is raised when a bulk upsert stops before the end of its rows; its cause is what stopped it.
+
+    Attributes:
+        report: what had landed by then. Rows of a batch whose commit was on its way, and whose
+            outcome could not be learned, count as `unknown` there.
+        indices: positions among all rows given of those that the cause blames; empty where it
+            blames none.
+    """
+
+    def __init__(
+        self, message: str, *, report: BulkUpsertReport, indices: Sequence[int] = ()
+    ) -> None:
+        super().__init__(message)
+        self.report = report
+        self.indices: tuple[int, ...] = tuple(int(index) for index in indices)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the report."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class BulkUpsertCancelledError(BulkUpsertError, CancelledError):
+    """Is raised when `cancel` was set during a bulk upsert."""
 
 
 class RollupError(TsEngineError):

@@ -121,3 +121,34 @@ class BufferMetrics(CommitMetrics):
     waits: int = 0
     wait_seconds: float = 0.0
     full: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BulkUpsertReport:
+    """How far a bulk upsert is.
+
+    `submitted` is the sum of the next five.
+
+    Attributes:
+        submitted: rows taken from the caller whose batch is settled, or unknown.
+        inserted: rows that were not in the table, and are.
+        updated: rows that were in the table with other values.
+        unchanged: rows that were in the table as they are, or, where conflicts are ignored, with
+            their key, one of the same call included; nothing was written.
+        folded: rows that gave way to a later row of the same batch with their key.
+        unknown: rows of a batch whose commit was on its way when the connection was lost, and
+            of which nobody could tell whether they are stored.
+        batches: transactions that were committed.
+        retries: attempts beyond the first.
+        batch_size: rows at once, at the end.
+    """
+
+    submitted: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    folded: int = 0
+    unknown: int = 0
+    batches: int = 0
+    retries: int = 0
+    batch_size: int = 0

@@ -92,7 +92,8 @@ def _timestamp(value: object) -> int:
     return moment
 
 
-def _duration(value: object) -> int:
+def nanoseconds(value: object) -> int:
+    """Convert a duration on the axis of time: `timedelta`, or text with a unit."""
     return duration(value)  # type: ignore[arg-type]  # it says itself what it does not take
 
 
@@ -125,9 +126,9 @@ STORE_OPTIONS: Mapping[str, Converter] = {
     "duplicate_policy": lambda value: DuplicatePolicy(
         choice(*(policy.value for policy in DuplicatePolicy))(value)
     ),
-    "retention": optional(_duration),
+    "retention": optional(nanoseconds),
     "min_timestamp": _timestamp,
-    "future_max": optional(_duration),
+    "future_max": optional(nanoseconds),
     "integers": _integers,
     "read_only": boolean,
 }

@@ -83,6 +83,8 @@ def unopened(url: str, **options: object) -> Engine:
         )
     if "location" in options:
         raise UnknownOptionError("the location of a store stands in its URL; it is no option")
+    if not backend.takes_encoded_location:
+        location = _decode(location)
     return backend(location, **options, **given)  # type: ignore[arg-type]  # clock_ns may be one
 
 
@@ -100,12 +102,16 @@ def _parse(url: object) -> tuple[str, str, dict[str, str]]:
     for pair in query.split("&") if query else ():
         name, separator, value = pair.partition("=")
         name = _decode(name)
+        if "@" in query:  # it is a password with a ? in it, as likely as an option
+            raise UnknownOptionError(
+                "a URL has @ behind its ?; where these mean themselves, write %40 and %3F"
+            )
         if not separator:
             raise UnknownOptionError(f"option {name!r} in a URL has no value; write {name}=value")
         if name in options:
             raise UnknownOptionError(f"option {name!r} is given twice in a URL; give it once")
         options[name] = _decode(value)
-    return scheme, _decode(location), options
+    return scheme, location, options
 
 
 def _decode(text: str) -> str:

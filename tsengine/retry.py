@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tsengine.errors import (
+    AccessDeniedError,
     BatchTooLargeError,
     CorruptionError,
     FormatVersionError,
     InvalidDataError,
+    SchemaError,
     StorageError,
     StorePathError,
     UnknownOptionError,
@@ -47,6 +49,16 @@ class ErrorClass(enum.Enum):
     """No attempt can succeed as things are, which is not the fault of these points."""
 
 
+_NEVER_BETTER: Final = (
+    AccessDeniedError,
+    CorruptionError,
+    FormatVersionError,
+    SchemaError,
+    StorePathError,
+)
+"""Errors of storage that time does not heal."""
+
+
 def classify(error: Exception) -> ErrorClass:
     """Give the class of an error by its type, for what tsengine and the system raise.
 
@@ -57,7 +69,7 @@ def classify(error: Exception) -> ErrorClass:
         return ErrorClass.PERMANENT
     if isinstance(error, BatchTooLargeError):
         return ErrorClass.TOO_LARGE
-    if isinstance(error, (CorruptionError, FormatVersionError, StorePathError)):
+    if isinstance(error, _NEVER_BETTER):
         return ErrorClass.FATAL
     if isinstance(error, (StorageError, WaitTimeoutError, OSError)):
         return ErrorClass.TRANSIENT
@@ -75,9 +87,15 @@ class RetryPolicy:
         backoff_min: seconds before the first retry, at most; each further pause is up to twice
             as long.
         backoff_max: the longest pause, seconds.
-        min_batch_size: points below which a batch that is too large is not halved for its
+        batch_size: rows at once, to begin with, of who divides rows by itself, as `bulk_upsert`
+            does. A buffer commits at once what it flushes, however much that is.
+        min_batch_size: points or rows below which a batch that is too large is not halved for its
             size. At that size it is retried as after a transient error, and then divided to
             find the point that is too large by itself.
+        timeout: seconds for one attempt, of who can bound it, as `bulk_upsert`; None for no bound.
+            An engine bounds its commits by an option of its own, where it has one.
+        throttle_interval: seconds of rest between batches, of who divides rows by itself, as
+            `bulk_upsert`.
         jitter: gives a number from 0 to 1. A pause lasts from half of its length to all of it,
             so that clients that failed together do not come back together.
 
@@ -90,18 +108,21 @@ class RetryPolicy:
     backoff_min: float = 0.05
     backoff_max: float = 5.0
     min_batch_size: int = 500
+    batch_size: int = 5_000
+    timeout: float | None = 30.0
+    throttle_interval: float = 0.0
     jitter: Callable[[], float] = field(default=random.random, repr=False)
 
     def __post_init__(self) -> None:
-        for name, least in (("max_retries", 0), ("min_batch_size", 1)):
+        for name, least in (("max_retries", 0), ("min_batch_size", 1), ("batch_size", 1)):
             value: object = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UnknownOptionError(
                     f"{name}={value!r} is no integer of at least {least}, which it must be"
                 )
-        for name in ("deadline", "backoff_min", "backoff_max"):
+        for name in ("deadline", "backoff_min", "backoff_max", "timeout", "throttle_interval"):
             value = getattr(self, name)
-            if value is None and name == "deadline":
+            if value is None and name in ("deadline", "timeout"):
                 continue
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not (is_number and 0 <= float(str(value)) < float("inf")):

@@ -196,8 +196,6 @@ class CsvReader(TextReader):
         intake: judges the points.
         mapping: what each column is.
         dialect: how cells stand in rows.
-
-    pyarrow has to be installed, as whoever opens the file makes sure.
     """
 
     def __init__(self, intake: Intake, mapping: ColumnMapping, dialect: CsvDialect) -> None:

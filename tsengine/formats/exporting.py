@@ -15,8 +15,8 @@ from tsengine.formats.files import (
     compression_of,
     format_of,
     separator_of,
-    written,
 )
+from tsengine.formats.output_files import written
 from tsengine.formats.parquet_writing import ParquetWriter
 from tsengine.formats.text_writing import CsvWriter, JsonWriter, LineWriter, kind_of
 from tsengine.model import METRIC_NAME, GroupedBatch, Labels, SeriesBatch, TimestampLike, ValueKind
@@ -86,13 +86,13 @@ def export(
         FormatError: the name does not tell the format; a value or label is such as the format
             does not carry; or a series came meanwhile that has labels or values of another kind.
         FileAccessError: the file cannot be written.
+        UnknownOptionError: the separator is none.
         InvalidQueryError: a bad selector or range.
         SnapshotExpiredError: it took longer than the backend keeps the snapshot.
         CancelledError: `is_cancelled` said so.
-        UnknownOptionError: such a separator does not separate.
     """
-    check_separator(separator)
     form = format_of(path, file_format)
+    check_separator(separator)
     if form == "parquet" and path != STANDARD and compression_of(path):
         raise FormatError(f"{path}: Parquet is compressed by itself; leave the ending out")
     points, series = 0, 0

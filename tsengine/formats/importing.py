@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from tsengine.engine import Engine
-from tsengine.errors import FormatError, MissingDependencyError, UnknownOptionError
+from tsengine.errors import FormatError, UnknownOptionError
+from tsengine.formats.arrow_columns import require_pyarrow
 from tsengine.formats.blocks import Block, blocks
 from tsengine.formats.csv_reading import CsvDialect, CsvReader, cut_rows, head_of
 from tsengine.formats.csv_reading import sample_of as sample_of_csv
@@ -35,9 +36,8 @@ from tsengine.pipeline import CopyReport, Progress, copy
 from tsengine.pipeline.reading import Stoppable
 
 _BINARY: Final = frozenset({"parquet"})
-
-_READ_BY_ARROW: Final = {"csv": "CSV", "line": "line protocol"}
-"""Formats of text whose readers need pyarrow, by what people call them."""
+_THROUGH_ARROW: Final = {"csv": "CSV", "line": "line protocol", "parquet": "Parquet"}
+"""Formats of which blocks become columns by pyarrow, with their names for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ class Import:
     Raises:
         FileAccessError: it cannot be opened.
         FormatError: it is not what its name or format says, or columns are missing.
+        MissingDependencyError: it takes pyarrow to be read, which is not installed.
         UnknownOptionError: an option makes no sense.
-        MissingDependencyError: the format is read through pyarrow, which is not installed.
     """
 
     def __init__(self, path: str, options: ImportOptions | None = None) -> None:
@@ -131,6 +131,8 @@ class Import:
         self._format = format_of(path, options.file_format)
         if self._format in _BINARY and path != STANDARD and compression_of(path):
             raise FormatError(f"{path}: Parquet is compressed by itself; decompress it first")
+        if self._format in _THROUGH_ARROW:
+            require_pyarrow(f"{_THROUGH_ARROW[self._format]} is read")
         self._file = InputFile(path, self._format)
         self.name = self._file.name
         self.unit = "rows" if self._format == "parquet" else "bytes"
@@ -238,8 +240,6 @@ class Import:
                 self._file, options.choices, path=None if path == STANDARD else path
             )
             return str(self._parquet.mapping)
-        if self._format in _READ_BY_ARROW:
-            _require_pyarrow(_READ_BY_ARROW[self._format])
         self._blocks = blocks(self._file, cut=cut_rows if self._format == "csv" else None)
         if self._format == "line":
             return self._open_lines()
@@ -281,17 +281,6 @@ class Import:
         if self._format == "jsonl":
             return JsonReader(intake, self._mapping, self._options.choices)
         return CsvReader(intake, self._mapping, self._dialect)
-
-
-def _require_pyarrow(what: str) -> None:
-    """Refuse what could not be read before a store is made for it."""
-    try:
-        import pyarrow as pa  # an optional package, imported when used
-    except ImportError:
-        raise MissingDependencyError(
-            f"{what} is read through pyarrow: pip install 'tsengine[arrow]'"
-        ) from None
-    del pa
 
 
 def _chain(first: Block, rest: Iterator[Block]) -> Iterator[Block]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tsengine.errors import BatchShapeError, LabelsError
 from tsengine.model import Int64Array
 from tsengine.tables.parts import (
     Cells,
@@ -27,8 +28,18 @@ def open_arrow(table: object) -> OpenTable:
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
+        BatchShapeError: it offers one column, and no table.
     """
     pa = import_pyarrow()
+    try:
+        return _opened(table)
+    except pa.ArrowInvalid as error:
+        raise BatchShapeError(f"{type(table).__name__} is no table of Arrow: {error}") from error
+
+
+def _opened(table: object) -> OpenTable:
+    import pyarrow as pa
+
     if hasattr(table, "__arrow_c_stream__"):
         reader = pa.RecordBatchReader.from_stream(table)
         return OpenTable(
@@ -112,9 +123,17 @@ def moments_of_array(column: pa.Array) -> Int64Array | list[object]:
 def words_of_array(column: pa.Array) -> Words:
     """Give labels, as `Part.words` does."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
     if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
+        try:
+            column = column.dictionary_encode()
+        except pa.ArrowNotImplementedError:
+            raise LabelsError(
+                f"a column of type {column.type} was to be read as labels, which are text"
+            ) from None
     words: list[object] = [*column.dictionary.to_pylist(), None]
     codes = column.indices.fill_null(len(words) - 1) if column.null_count else column.indices
     return Words(np.asarray(codes.cast(pa.int64()).to_numpy(zero_copy_only=False)), words)

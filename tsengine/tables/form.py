@@ -22,7 +22,10 @@ VALUE: Final = "value"
 NAME: Final = "__name__"
 
 LabelColumns: TypeAlias = "Sequence[str] | Mapping[str, str]"
+"""Columns of labels, or the label that each of some columns holds."""
+
 ValueColumns: TypeAlias = "str | Sequence[str] | Mapping[str, str | Labels | Mapping[str, str]]"
+"""The column of values of a long table, those of a wide one, or what series each of them makes."""
 
 
 @dataclass(frozen=True, slots=True)

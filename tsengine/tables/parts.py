@@ -67,7 +67,11 @@ class Part(Protocol):
         """
 
     def words(self, column: str) -> Words:
-        """Give a column of labels."""
+        """Give a column of labels.
+
+        Raises:
+            LabelsError: it is of a type that no text can be in.
+        """
 
     def cells(self, column: str) -> Cells:
         """Give a column of values."""

@@ -255,7 +255,7 @@ def _kept(cells: Cells, form: Form) -> BoolArray | None:
 
 def _series_major(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Turn float64[n, k] into float64[k, n] with each series in one piece."""
-    if matrix.T.flags.c_contiguous:
+    if matrix.strides[0] == matrix.itemsize:
         return matrix.T
     rows, count = matrix.shape
     turned = np.empty((count, rows))
