@@ -174,6 +174,34 @@ def test_without_the_extra_the_program_says_how_to_get_it(module: str) -> None:
     )
 
 
+@pytest.mark.parametrize("form", ["csv", "line", "parquet"])
+def test_without_pyarrow_an_import_names_its_extra_and_makes_no_store(
+    tmp_path: Path, form: str
+) -> None:
+    """A format that pyarrow reads is answered by the line that brings it, before all else."""
+    hidden = (
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pyarrow': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "from tsengine.cli.__main__ import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", hidden, "import", "lmdb://a", "--format", form],
+        env=environment(),
+        cwd=tmp_path,
+        input="PAR1" if form == "parquet" else "time,v\n1,1\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "is read through pyarrow: pip install 'tsengine[arrow]'" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_plot_in_a_file_names_its_extra(stores: Path) -> None:
     """Without matplotlib, a plot in a file is answered by the line that brings it."""
     script = (

@@ -181,6 +181,18 @@ def test_bad_rows_are_counted_and_the_others_stored(
         assert [one["line"] for one in told] == rejects
 
 
+@pytest.mark.parametrize("ending", ["", "\na b=2 2\n"])
+def test_a_string_that_is_open_before_a_long_line_is_told(
+    tmp_path: Path, engine: Engine, ending: str
+) -> None:
+    """A row that goes on in a line that is too long is a reject of its own, at its own place."""
+    path = file(tmp_path, "points.lp", 'a b=1 1\na b="open\n' + "x" * 9_000_000 + ending)
+    report = run(engine, path)
+    assert [reject.line for reject in report.first_rejects] == [2, 3]
+    assert report.rejects == 2
+    assert len(stored(engine)["a_b"]) == (2 if ending else 1)
+
+
 def test_conflicts_with_what_is_stored_are_rejects(tmp_path: Path, engine: Engine) -> None:
     """A value of another kind than its stored series is a reject of its line, and no crash."""
     engine.write([(Labels("a_b"), 1, "text"), (Labels("c_d"), 1, 1.5)])
@@ -244,6 +256,17 @@ def test_columns_are_found_by_names_looks_and_choices(
     report = run(engine, file(tmp_path, "points.csv", data), ImportOptions(choices=choices))
     assert report.rejects == 0
     assert stored(engine) == {name: [(moment, exact(1.0))]}
+
+
+@pytest.mark.parametrize("bad", ["time,host,load\n", "x,a,1\n", "now,,\n"])
+def test_a_bad_row_among_the_first_does_not_change_what_columns_are(
+    tmp_path: Path, engine: Engine, bad: str
+) -> None:
+    """A head that is there twice, or a bad time, is one reject, and times are what most are."""
+    path = file(tmp_path, "points.csv", f"time,host,load\n1,a,1\n{bad}2,a,1\n")
+    report = run(engine, path)
+    assert [reject.line for reject in report.first_rejects] == [3]
+    assert stored(engine) == {'load{host="a"}': [(moment * 10**9, exact(1.0)) for moment in (1, 2)]}
 
 
 def test_several_columns_of_values_are_several_metrics(tmp_path: Path, engine: Engine) -> None:
@@ -468,6 +491,34 @@ def test_rejects_of_a_resumed_import_are_written_once(tmp_path: Path) -> None:
         assert aside.read_text() == whole
 
 
+def test_imports_with_names_share_a_file_of_rejects(tmp_path: Path, engine: Engine) -> None:
+    """Rejects of another file are no reason to leave those of this one out."""
+    aside = tmp_path / "rejects.jsonl"
+    for name in ("a", "b", "a"):
+        path = file(tmp_path, f"{name}.csv", HEAD + f"{name},1\n" + ROW)
+        with Import(path) as source:
+            source.run(engine, producer=name, rejects_path=str(aside))
+    told = [json.loads(line) for line in aside.read_text().splitlines()]
+    assert [(one["import"], one["line"], one["row"]) for one in told] == [
+        ("a", 2, "a,1"),
+        ("b", 2, "b,1"),
+    ]
+
+
+@pytest.mark.parametrize("producer", [None, "one"])
+def test_rejects_are_not_written_over_what_is_read(
+    tmp_path: Path, engine: Engine, producer: str | None
+) -> None:
+    """A file that is imported cannot be the one of its rejects, by whatever name."""
+    path = file(tmp_path, "points.csv", HEAD + ROW + "bad,1\n")
+    (tmp_path / "link").symlink_to(path)
+    for name in (path, str(tmp_path / "link")):
+        with Import(path) as source, pytest.raises(UnknownOptionError, match="it is read"):
+            source.run(engine, producer=producer, rejects_path=name)
+    assert Path(path).read_text() == HEAD + ROW + "bad,1\n"
+    assert stored(engine) == {}
+
+
 def test_a_cancelled_import_says_what_landed(tmp_path: Path, engine: Engine) -> None:
     """An import is cancelled as a copy is."""
     cancel = threading.Event()
@@ -493,3 +544,24 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, engine: Engi
     assert os.listdir(tmp_path) == ["points.lp"]  # noqa: PTH208  # names are all that is asked
     export(engine, str(path), "a")
     assert path.read_text() == "a value=1.5 1\n"
+
+
+def test_what_is_no_plain_file_is_written_to_as_it_is(tmp_path: Path, engine: Engine) -> None:
+    """A pipe stays a pipe, a link a link, and a file that is replaced keeps its permissions."""
+    engine.write([(Labels("a"), 1, 1.5)])
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target.lp", tmp_path / "link.lp"
+    os.mkfifo(pipe)
+    read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        export(engine, str(pipe), file_format="line")
+        assert os.read(read, 1_000) == b"a value=1.5 1\n"
+    finally:
+        os.close(read)
+    assert pipe.is_fifo()
+    target.write_text("as it was")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    export(engine, str(link))
+    assert link.is_symlink()
+    assert target.read_text() == "a value=1.5 1\n"
+    assert target.stat().st_mode & 0o777 == 0o600

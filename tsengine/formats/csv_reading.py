@@ -154,7 +154,7 @@ def head_of(block: Block, separator: str, columns: Sequence[str] | None) -> tupl
 
 
 def sample_of(block: Block, dialect: CsvDialect) -> list[Mapping[str, str]]:
-    """Give the first rows, those that are whole."""
+    """Give the first rows, those that are whole and not the head once more."""
     rows: list[Mapping[str, str]] = []
     small = Block(block.data[: 1 << 18], block.line)
     for record in islice(records(small), SAMPLE_ROWS):
@@ -162,7 +162,8 @@ def sample_of(block: Block, dialect: CsvDialect) -> list[Mapping[str, str]]:
             cells = [] if record.reason else cells_of(record.data, dialect.separator)
         except InvalidDataError:
             continue
-        if len(cells) == len(dialect.columns):
+        is_head = dialect.is_headed and cells == dialect.columns
+        if len(cells) == len(dialect.columns) and not is_head:
             rows.append(dict(zip(dialect.columns, cells, strict=True)))
     return rows
 

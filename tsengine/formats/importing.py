@@ -33,6 +33,7 @@ from tsengine.formats.rejects import Reject, Rejects
 from tsengine.formats.times import UNITS
 from tsengine.model import DataPoint, GroupedBatch
 from tsengine.pipeline import CopyReport, Progress, copy
+from tsengine.pipeline.reading import Stoppable
 
 _BINARY: Final = frozenset({"parquet"})
 _THROUGH_ARROW: Final = {"csv": "CSV", "line": "line protocol", "parquet": "Parquet"}
@@ -173,7 +174,7 @@ class Import:
             producer: a name under which the import can be run again after it was stopped or
                 killed: what was stored then is skipped. The file and the options must be the same.
             rejects_path: where rows that cannot be stored are written; those of an earlier run
-                are kept where there is a `producer`.
+                are kept where there is a `producer`, else the file is begun anew.
             rejects_max: how many of them there may be; None for any number.
             progress: is called now and then.
             cancel: stops the import when it is set.
@@ -182,11 +183,14 @@ class Import:
             CopyError: as `tsengine.copy`; its cause is a FormatError where the file is damaged,
                 a TooManyRejectsError where there are more rejects than there may be.
             FileAccessError: the rejects cannot be written.
+            UnknownOptionError: the file has been read, or is where rejects would be written.
         """
         if self._is_used:
             raise UnknownOptionError("a file is read once; open it anew")
+        if rejects_path is not None and self._file.is_file(rejects_path):
+            raise UnknownOptionError(f"rejects cannot be written to {rejects_path!r}: it is read")
         self._is_used = True
-        rejects = Rejects(rejects_path, rejects_max=rejects_max, is_resumed=producer is not None)
+        rejects = Rejects(rejects_path, rejects_max=rejects_max, name=producer)
         with closing(rejects):
             intake = Intake(target.rules, target.series_kind, rejects)
 
@@ -204,7 +208,7 @@ class Import:
                     )
 
             report = copy(
-                self._read(intake),
+                Stoppable(self._read(intake), self._file.stop),
                 target,
                 producer=producer,
                 on_reject=reject,
