@@ -60,6 +60,8 @@ autodoc_type_aliases = {
     "Fill": "tsengine.aggregation.asking.Fill",
     "Int64Array": "tsengine.model.batches.Int64Array",
     "LabelColumns": "tsengine.tables.form.LabelColumns",
+    "OnExportProgress": "tsengine.formats.exporting.OnExportProgress",
+    "OnImportProgress": "tsengine.formats.importing.OnImportProgress",
     "OnProgress": "tsengine.pipeline.writing.OnProgress",
     "OnReject": "tsengine.pipeline.writing.OnReject",
     "OnRollup": "tsengine.rollups.renewing.OnRollup",

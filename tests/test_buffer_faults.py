@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -385,24 +384,6 @@ def test_too_large_batches_are_halved_and_the_size_remembered() -> None:
     buffer.close()
     assert 800 in chaos.sizes[1:]
     assert chaos.stored == [*some, *later]
-
-
-def test_pieces_leave_the_handler_to_others_for_a_while() -> None:
-    """After each piece but the last of a batch `throttle_interval` passes; closing ends it."""
-    chaos = Chaos(size_max=100)
-    policy = RetryPolicy(max_retries=0, min_batch_size=10, throttle_interval=600.0)
-    buffer = WriteBuffer(chaos, points_max=400, age_max=None, retry=policy)
-    buffer.write_series(A, range(1, 101), [1.0] * 100)
-    buffer.flush()  # one piece: nobody waits
-    buffer.write_series(A, range(101, 401), [1.0] * 300)
-    flush = threading.Thread(target=buffer.flush)
-    flush.start()
-    while len(chaos.stored) < 200:
-        time.sleep(0.001)
-    buffer.close()
-    flush.join(60)
-    assert not flush.is_alive()
-    assert len(chaos.stored) == 400
 
 
 def test_the_least_size_is_reached_and_retried() -> None:

@@ -16,6 +16,7 @@ import tsengine.aio
 import tsengine.backends.lmdb
 import tsengine.backends.memory
 import tsengine.backends.postgres
+import tsengine.formats
 import tsengine.testing
 from tests.documents import Session, blocks
 from tests.postgres.shared import shared_cluster
@@ -35,6 +36,7 @@ PUBLIC = {
     for module in (
         tsengine,
         tsengine.aio,
+        tsengine.formats,
         tsengine.testing,
         tsengine.backends.lmdb,
         tsengine.backends.memory,

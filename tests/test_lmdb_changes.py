@@ -115,3 +115,29 @@ def test_a_rollup_of_lmdb_looks_where_something_changed() -> None:
             report = run(start=1_500)
             assert report.results < 90
             assert run().start == 1_000  # more than the run before had looked at
+
+
+def test_a_window_that_was_kept_is_looked_at_again() -> None:
+    """The first window of a series may be cut; when it is the first no more, it is redone."""
+    with tempfile.TemporaryDirectory() as folder:
+        now = 1_000
+
+        def run() -> tsengine.RollupReport:
+            return tsengine.rollup(source, target, "100ns", ["sum"])
+
+        with (
+            LmdbEngine(f"{folder}/source", clock_ns=lambda: now, merging="manual") as source,
+            LmdbEngine(f"{folder}/target", merging="manual") as target,
+        ):
+            source.write([(SERIES[0], moment, 1.0) for moment in (205, 305, 315, 405)])
+            run()
+            source.delete(None, 1, 310)
+            for _ in range(2):
+                assert (run().kept, run().redone) == (1, 0)
+            now = 150  # before all that is there
+            run()
+            now = 1_000
+            source.write([(SERIES[0], 105, 1.0)])
+            report = run()
+            assert (report.written, report.redone) == (1, 1)
+            assert [batch.values.tolist() for batch in target.query()] == [[1.0, 1.0, 1.0, 1.0]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,18 @@ def test_a_wide_run_is_packed_when_nothing_else_is_due(tmp_path: Path, merging: 
         engine.compact()
         assert engine._store.manifest.runs[0].size < 8 * 2_000
         assert engine.count() == 2_001
+
+
+def test_wide_runs_are_packed_one_after_the_other(tmp_path: Path) -> None:
+    """While one is packed no other is begun, or all would be in the file twice."""
+    with LmdbEngine(str(tmp_path / "store"), merging="manual") as engine:
+        for _ in range(3):
+            engine.write_table({"timestamp": _T + np.arange(2_000), "a": np.arange(2_000.0)})
+        first, second, third = engine._store.manifest.runs
+        assert merge.plan([first, second, third]) == [first]
+        assert merge.plan([first, second, third], {first.number}) == []
+        assert merge.plan([second, third]) == [second]
+        assert engine.stats().details["merges_owed"] == 3
 
 
 def test_shared_times_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,3 +293,21 @@ def test_series_of_another_kind_refuse_a_wide_batch(tmp_path: Path) -> None:
             engine.write_table(table)
         assert duplicates.value.indices == (36,)
         assert engine.count() == 1
+
+
+def test_a_wide_batch_that_retention_cuts_holds_no_lock_beside_upkeep(tmp_path: Path) -> None:
+    """Upkeep takes its own lock before that of commits: behind a commit the latter is free."""
+    times = np.append(_T, time.time_ns() + np.arange(99))
+    table = {"timestamp": times, **{f"s{n}": np.arange(100.0) for n in range(20)}}
+    with LmdbEngine(str(tmp_path / "store"), merging="inline", retention="1h") as engine:
+        writer = threading.Thread(target=engine.write_table, args=(table,))
+        with engine._shared.upkeep._working:  # as while another thread merges
+            writer.start()
+            while not engine.count():
+                time.sleep(0.001)
+            is_free = engine._store.commit_lock.acquire(timeout=5)
+            if is_free:
+                engine._store.commit_lock.release()
+        writer.join()
+        assert is_free
+        assert engine.count() == 1_980

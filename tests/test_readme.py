@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,21 @@ def test_code_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Each block of Python runs by itself, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     Session().run(BLOCKS[number])
+
+
+def test_code_runs_in_one_folder(tmp_path: Path) -> None:
+    """All blocks run one after the other in one folder, where a reader tries them in turn."""
+    program = tmp_path / "all.py"
+    program.write_text("\n".join(block.code for block in BLOCKS), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "all.py"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_there_is_code() -> None:

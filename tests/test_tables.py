@@ -20,8 +20,14 @@ from hypothesis import strategies as st
 import tsengine
 from tsengine import Labels, PartialWriteError, TimestampError, WriteReceipt, aio
 from tsengine.backends.memory import MemoryEngine
-from tsengine.errors import BatchShapeError, LabelsError, UnknownOptionError, ValueKindError
-from tsengine.model import GroupedBatch, ProducerMark
+from tsengine.errors import (
+    BatchShapeError,
+    InvalidDataError,
+    LabelsError,
+    UnknownOptionError,
+    ValueKindError,
+)
+from tsengine.model import GroupedBatch, ProducerMark, ValueKind
 from tsengine.tables.rows import _numbered
 from tsengine.testing.compare import assert_rows, rows_of
 from tsengine.testing.strategies import SPECIAL_FLOATS
@@ -388,3 +394,120 @@ def test_tables_are_written_under_asyncio_and_through_a_buffer() -> None:
         buffered.buffer.write((Labels("a"), 1, 0.5))
         buffered.write_table(frame)
         assert rows(buffered) == {"a": [(1, 1.5), (2, 2.5)]}
+
+
+def _encoded(*columns: str) -> dict[str, pa.Array]:
+    """Give three rows, a null in the second, as dictionaries that no writer of ours makes."""
+    places = pa.array([0, 1, 2], pa.int32())
+    words = {
+        "text": pa.array(["x", None, "x"]),  # twice, and a null in the dictionary itself
+        "floats": pa.array([1.5, None, 1.5]),
+        "ints": pa.array([2**62 + 1, None, 7]),
+    }
+    return {name: pa.DictionaryArray.from_arrays(places, words[name]) for name in columns}
+
+
+def test_dictionaries_may_repeat_words_and_hold_nulls(engine: MemoryEngine) -> None:
+    """A text that a dictionary has twice is one label, and its null is a null; kinds stay."""
+    times = pa.array([1, 2, 3])
+    numbers = {"timestamp": times, **_encoded("text", "floats", "ints")}
+    engine.write_table(pa.table({"timestamp": times, **_encoded("text"), "a": [1, 2, 3]}), **_ROOM)
+    engine.write_table(pa.table(numbers))
+    assert rows(engine) == {
+        "a": [(2, 2)],
+        'a{room="x"}': [(1, 1), (3, 3)],
+        "floats": [(1, 1.5), (3, 1.5)],
+        "ints": [(1, 2**62 + 1), (3, 7)],
+        "text": [(1, "x"), (3, "x")],
+    }
+
+
+@pytest.mark.parametrize("odd", ["timestamp", "value", "host"])
+def test_a_row_that_is_refused_changes_no_other(engine: MemoryEngine, odd: str) -> None:
+    """Integers stay integers beside a row that has no value, time or text; it alone is named."""
+    columns: dict[str, list[Any]] = {
+        "__name__": ["a"] * 3,
+        "host": ["x"] * 3,
+        "timestamp": [1, 2, 3],
+        "value": [7, 8, 2**62 + 1],
+    }
+    columns[odd][1] = "" if odd == "host" else None
+    table = pa.table(columns)
+    with pytest.raises(InvalidDataError) as caught:
+        engine.write_table(table)
+    assert caught.value.indices == (1,)
+    assert tsengine.copy(table, engine, on_reject=lambda *_: None).rejected == 1
+    assert rows(engine) == {'a{host="x"}': [(1, 7), (3, 2**62 + 1)]}
+    assert engine.series_kind(Labels("a", host="x")) is ValueKind.INT
+
+
+_ROOM: dict[str, Any] = {"labels": {"text": "room"}, "values": "a"}
+
+
+def test_columns_of_runs_are_read_row_by_row(engine: MemoryEngine) -> None:
+    """A column that is encoded as runs is as any other: of labels, and of numbers."""
+    ends = pa.array([2, 3], pa.int32())
+    table = pa.table(
+        {
+            "timestamp": [1, 2, 3],
+            "text": pa.RunEndEncodedArray.from_arrays(ends, pa.array(["x", "y"])),
+            "a": pa.RunEndEncodedArray.from_arrays(ends, pa.array([2**62 + 1, 7])),
+        }
+    )
+    engine.write_table(table, **_ROOM)
+    assert rows(engine) == {
+        'a{room="x"}': [(1, 2**62 + 1), (2, 2**62 + 1)],
+        'a{room="y"}': [(3, 7)],
+    }
+
+
+def test_a_polars_categorical_is_text_where_values_are(engine: MemoryEngine) -> None:
+    """Its words are given as string views, for which Arrow decodes no dictionaries."""
+    engine.write_table(
+        pl.DataFrame({"timestamp": [1, 2], "a": pl.Series(["x", None], dtype=pl.Categorical)})
+    )
+    assert rows(engine) == {"a": [(1, "x")]}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([["x"]]),
+        pa.array([{"x": 1}]),
+        pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array([["x"]])),
+    ],
+)
+def test_lists_are_no_labels(engine: MemoryEngine, column: Any) -> None:
+    """A column that Arrow cannot encode is named, as one of numbers is."""
+    table = pa.table({"timestamp": [1], "tags": column, "value": [1.5]})
+    with pytest.raises(LabelsError, match="tags"):
+        engine.write_table(table)
+
+
+def test_what_pyarrow_cannot_read_is_refused(engine: MemoryEngine) -> None:
+    """Types that only polars has are named, not read as bytes."""
+    frame = pl.DataFrame({"timestamp": [1], "a": pl.Series([1], dtype=pl.Int128)})
+    with pytest.raises(BatchShapeError, match="pli128"):
+        engine.write_table(frame)
+    frame = pl.DataFrame({"timestamp": [1], "a": pl.Series([object()])})
+    with pytest.raises(ValueKindError, match="'a'"):
+        engine.write_table(frame)
+    assert engine.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"time": ["timestamp"]}, BatchShapeError),
+        ({"labels": [5]}, BatchShapeError),
+        ({"values": [None]}, BatchShapeError),
+        ({"shared_labels": ["host"]}, LabelsError),
+    ],
+)
+def test_arguments_of_other_types_are_refused(
+    engine: MemoryEngine, options: dict[str, Any], error: type[Exception]
+) -> None:
+    """What can name no column and no label is told, before a row is read."""
+    with pytest.raises(error):
+        engine.write_table({"timestamp": [1], "a": [1.5]}, **options)
+    assert engine.count() == 0

@@ -8,7 +8,8 @@
             buffer.write(tsengine.DataPoint(cpu, 1_700_000_000_000_000_000, 0.42))
         engine.query('cpu_usage{region="eu"}').to_pandas()
 
-The public names are those of `__all__`, and those of `tsengine.prometheus` and `tsengine.testing`.
+The public names are those of `__all__`, and those of `tsengine.aio`, `tsengine.formats`,
+`tsengine.prometheus` and `tsengine.testing`.
 """
 
 from tsengine import errors

@@ -94,7 +94,8 @@ class RetryPolicy:
             find the point that is too large by itself.
         timeout: seconds for one attempt, of who can bound it, as `bulk_upsert`; None for no bound.
             An engine bounds its commits by an option of its own, where it has one.
-        throttle_interval: seconds of rest after each piece that was stored, where more follow.
+        throttle_interval: seconds of rest between batches, of who divides rows by itself, as
+            `bulk_upsert`.
         jitter: gives a number from 0 to 1. A pause lasts from half of its length to all of it,
             so that clients that failed together do not come back together.
 

@@ -122,7 +122,8 @@ def test_a_mistake_of_the_user_is_code_2(
     assert "Traceback" not in ended.stderr
 
 
-NEEDS_A_STORE = [str(command.name) for command in COMMANDS if command.name not in ("copy", "demo")]
+MAKES_A_STORE = ("copy", "demo", "import")
+NEEDS_A_STORE = [str(one.name) for one in COMMANDS if one.name not in MAKES_A_STORE]
 
 
 @pytest.mark.parametrize("name", NEEDS_A_STORE)
@@ -133,6 +134,7 @@ def test_no_command_makes_a_store_by_mistake(
     more = {
         "aggregate": ["-F", "mean"],
         "delete": ["a", "--yes"],
+        "export": ["points.csv"],
         "snapshot": ["copy"],
         "rollup": ["lmdb://target", "--every", "1h", "-F", "mean"],
         "verify": ["lmdb://none"],
@@ -170,6 +172,34 @@ def test_without_the_extra_the_program_says_how_to_get_it(module: str) -> None:
     assert ended.stderr == (
         f"tsengine: the command line needs {module}: pip install 'tsengine[cli]'\n"
     )
+
+
+@pytest.mark.parametrize("form", ["csv", "line", "parquet"])
+def test_without_pyarrow_an_import_names_its_extra_and_makes_no_store(
+    tmp_path: Path, form: str
+) -> None:
+    """A format that pyarrow reads is answered by the line that brings it, before all else."""
+    hidden = (
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pyarrow': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "from tsengine.cli.__main__ import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", hidden, "import", "lmdb://a", "--format", form],
+        env=environment(),
+        cwd=tmp_path,
+        input="PAR1" if form == "parquet" else "time,v\n1,1\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "is read through pyarrow: pip install 'tsengine[arrow]'" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plot_in_a_file_names_its_extra(stores: Path) -> None:

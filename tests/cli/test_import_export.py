@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import pytest
 
 import tsengine
@@ -116,6 +121,83 @@ def test_mistakes_are_told_in_a_line(
         assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code", "says"),
+    [
+        (["import", "lmdb://a", "--format", "line"], "<&-", ExitCode.FAILED, "it is closed"),
+        (["export", "lmdb://store", "p.lp"], ">&-", ExitCode.DONE, "exported 1 points"),
+        (["query", "lmdb://store"], ">&- 2>&-", ExitCode.DONE, ""),
+        (["query", "lmdb://none"], "2>&-", ExitCode.FAILED, ""),
+    ],
+)
+def test_a_stream_that_is_closed_is_no_bug(
+    tmp_path: Path, arguments: list[str], closed: str, code: ExitCode, says: str
+) -> None:
+    """Standard streams that a shell has closed are told of, or written to by nobody."""
+    with tsengine.open(f"lmdb://{tmp_path / 'store'}") as engine:
+        engine.write([(tsengine.Labels("cpu"), 1, 0.5)])
+    command = shlex.join([*PROGRAM, *arguments])
+    ended = subprocess.run(
+        f"exec {command} {closed}",
+        shell=True,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
+    assert says in ended.stderr
+
+
+def test_a_store_that_is_deleted_meanwhile_is_told_in_lines(tmp_path: Path) -> None:
+    """An import whose store is removed ends with 3 and says so, without a traceback of any log."""
+    store, aside = tmp_path / "a", tmp_path / "bad.jsonl"
+    lines = b"cpu v=1 1\n" * 500_000  # more than a block
+    with subprocess.Popen(
+        [*PROGRAM, "import", f"lmdb://{store}", "--format", "line", "--rejects", aside],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as importing:
+        assert importing.stdin is not None
+        assert importing.stderr is not None
+        importing.stdin.write(lines)
+        while not aside.exists():  # until the store is open
+            assert importing.poll() is None
+            threading.Event().wait(0.01)
+        shutil.rmtree(store)
+        importing.stdin.close()
+        told = importing.stderr.read().decode()
+        assert importing.wait(60) == ExitCode.FAILED
+    assert "removed" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.csv.gz", "p.lp.zst", "p.jsonl.xz", "p.parquet"])
+def test_an_export_that_does_not_fit_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """Where there is no room, one line says so, and no half of a file stays."""
+    values = np.random.default_rng(7).random(20_000)
+    with tsengine.open(f"lmdb://{tmp_path / 'store'}") as engine:
+        engine.write([(tsengine.Labels("cpu"), n, x) for n, x in enumerate(values.tolist(), 1)])
+    (tmp_path / "out").mkdir()
+    command = shlex.join([*PROGRAM, "export", "lmdb://store", f"out/{name}"])
+    ended = subprocess.run(
+        f"ulimit -f 64; exec {command}",  # files of 64 blocks, 32 or 64 kB
+        shell=True,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.FAILED
+    assert ended.stderr == f"tsengine: cannot write 'out/{name}': File too large\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_wide_file_with_options(tmp_path: Path) -> None:
     """Columns, times, zones, constants and joins are as the options say."""
     ended = run(
@@ -171,6 +253,56 @@ def test_an_import_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert ended.returncode == ExitCode.DONE, ended.stderr
     told = [json.loads(line)["line"] for line in aside.read_text().splitlines()]
     assert told == list(range(50_001, 400_002, 50_000))
+
+
+@pytest.mark.parametrize(
+    ("head", "more"),
+    [
+        ("time,v\n1,1\n", "bad,row,x\n" * 150_000),
+        ("time,v\n1,1\n", "\0" * 4_000_000),
+        ("time,v\n" + "1,1\n" * 1_200_000, ""),  # more than a block
+    ],
+    ids=["rejects alone", "a line without an end", "a pipe that gives nothing"],
+)
+def test_an_import_stops_when_it_is_asked_to(tmp_path: Path, head: str, more: str) -> None:
+    """SIGTERM ends an import whose input goes on, whatever comes of it, and what landed is told."""
+    aside = tmp_path / "bad.jsonl"
+    with subprocess.Popen(
+        [*PROGRAM, "import", f"lmdb://{tmp_path / 'a'}", "--format", "csv", "--rejects", aside],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as importing:
+        assert importing.stdin is not None
+        assert importing.stderr is not None
+        importing.stdin.write(head.encode())
+        importing.stdin.flush()
+        is_fed = threading.Event()
+        feeding = threading.Thread(target=feed, args=(importing.stdin, more.encode(), is_fed))
+        if more:
+            feeding.start()
+            assert is_fed.wait(30)
+        while not aside.exists():  # until it is about to read on
+            assert importing.poll() is None
+            threading.Event().wait(0.01)
+        importing.send_signal(signal.SIGTERM)
+        try:
+            assert importing.wait(30) == ExitCode.INTERRUPTED
+        finally:
+            importing.kill()
+        assert b"the copy was cancelled" in importing.stderr.read()
+        if more:
+            feeding.join()
+
+
+def feed(pipe: IO[bytes], piece: bytes, is_fed: threading.Event) -> None:
+    """Write the same without an end, until nobody reads it; tell when the first are read."""
+    with contextlib.suppress(BrokenPipeError):
+        for _ in range(3):
+            pipe.write(piece)
+        is_fed.set()
+        while True:
+            pipe.write(piece)
 
 
 def peak_megabytes(folder: Path, form: str, pieces: Iterable[bytes]) -> int:

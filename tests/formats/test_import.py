@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tsengine import (
     FormatError,
     GroupedBatch,
     Labels,
+    MissingDependencyError,
     TooManyRejectsError,
     UnknownOptionError,
 )
@@ -69,15 +71,15 @@ def run(engine: Engine, path: str, options: ImportOptions | None = None) -> Impo
         ("points.csv", b'"time,a\n1,2\n', "quote"),
         ("points.csv", b"\xff,a\n", "UTF-8"),
         ("points.csv", b"\xff\xfet\0i\0m\0e\0", "UTF-16"),
-        ("points.csv", gzip.compress(b"time,a\n"), "but gzip"),
+        ("points.csv", gzip.compress(b"time,a\n", mtime=0), "but gzip"),
         ("points.csv", b"PAR1....PAR1", "but parquet"),
         ("points.csv.gz", b"time,a\n1,2\n", "holds no gzip"),
-        ("points.csv.zst", gzip.compress(b"time,a\n"), "holds no zstd"),
+        ("points.csv.zst", gzip.compress(b"time,a\n", mtime=0), "holds no zstd"),
         ("points.jsonl", b"[1]\n", "a JSON object"),
         ("points.jsonl", b"time,value\n1,2\n", "a JSON object"),
         ("points.parquet", b"time,value\n1,2\n", "holds no parquet"),
         ("points.parquet", b"PAR1" + bytes(100) + b"PAR1", "no Parquet"),
-        ("points.parquet.gz", gzip.compress(b"PAR1"), "compressed by itself"),
+        ("points.parquet.gz", gzip.compress(b"PAR1", mtime=0), "compressed by itself"),
         ("points.txt", b"time,value\n", "does not tell the format"),
         ("points.csv", b"a" * 9_000_000, "line without an end"),
     ],
@@ -88,6 +90,19 @@ def test_a_file_that_is_no_such_file_is_refused(
     """What cannot be understood at all is a FormatError before any store is opened."""
     with pytest.raises(FormatError, match=says):
         Import(file(tmp_path, name, data))
+
+
+def test_without_pyarrow_what_needs_it_says_so_and_json_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: Engine
+) -> None:
+    """Where pyarrow is missing that is told before a store is opened, and JSON lines are read."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name, data in (("p.csv", HEAD + ROW), ("p.lp", "cpu v=1 1\n"), ("p.parquet", "PAR1")):
+        with pytest.raises(MissingDependencyError, match=r"pip install 'tsengine\[arrow\]'"):
+            Import(file(tmp_path, name, data.encode()))
+    line = b'{"__name__": "cpu", "host": "a", "timestamp_ns": 1, "value": 1.5}\n'
+    run(engine, file(tmp_path, "p.jsonl", line))
+    assert stored(engine) == ONE
 
 
 def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -147,7 +162,7 @@ def test_a_damaged_file_stores_what_comes_before(
         (HEAD + "cpu,a,0,1\n" + ROW, [2]),
         (HEAD + "c" * 5_000_000 + "\n" + ROW, [2]),
         (HEAD + "c" * 1_100_000 + ",a,1,1\n" + ROW, [2]),
-        (HEAD + ROW + '"' + ("cpu" * 13 + "\n") * 200_000, None),  # two blocks inside of a quote
+        (HEAD + ROW + '"' + ("cpu " * 100 + "\n") * 20_000, None),  # two blocks, few rejects
     ],
 )
 def test_bad_rows_are_counted_and_the_others_stored(
@@ -164,6 +179,18 @@ def test_bad_rows_are_counted_and_the_others_stored(
     assert all(len(one["row"]) <= 4_096 and one["reason"] for one in told)
     if rejects is not None:
         assert [one["line"] for one in told] == rejects
+
+
+@pytest.mark.parametrize("ending", ["", "\na b=2 2\n"])
+def test_a_string_that_is_open_before_a_long_line_is_told(
+    tmp_path: Path, engine: Engine, ending: str
+) -> None:
+    """A row that goes on in a line that is too long is a reject of its own, at its own place."""
+    path = file(tmp_path, "points.lp", 'a b=1 1\na b="open\n' + "x" * 9_000_000 + ending)
+    report = run(engine, path)
+    assert [reject.line for reject in report.first_rejects] == [2, 3]
+    assert report.rejects == 2
+    assert len(stored(engine)["a_b"]) == (2 if ending else 1)
 
 
 def test_conflicts_with_what_is_stored_are_rejects(tmp_path: Path, engine: Engine) -> None:
@@ -229,6 +256,17 @@ def test_columns_are_found_by_names_looks_and_choices(
     report = run(engine, file(tmp_path, "points.csv", data), ImportOptions(choices=choices))
     assert report.rejects == 0
     assert stored(engine) == {name: [(moment, exact(1.0))]}
+
+
+@pytest.mark.parametrize("bad", ["time,host,load\n", "x,a,1\n", "now,,\n"])
+def test_a_bad_row_among_the_first_does_not_change_what_columns_are(
+    tmp_path: Path, engine: Engine, bad: str
+) -> None:
+    """A head that is there twice, or a bad time, is one reject, and times are what most are."""
+    path = file(tmp_path, "points.csv", f"time,host,load\n1,a,1\n{bad}2,a,1\n")
+    report = run(engine, path)
+    assert [reject.line for reject in report.first_rejects] == [3]
+    assert stored(engine) == {'load{host="a"}': [(moment * 10**9, exact(1.0)) for moment in (1, 2)]}
 
 
 def test_several_columns_of_values_are_several_metrics(tmp_path: Path, engine: Engine) -> None:
@@ -453,6 +491,34 @@ def test_rejects_of_a_resumed_import_are_written_once(tmp_path: Path) -> None:
         assert aside.read_text() == whole
 
 
+def test_imports_with_names_share_a_file_of_rejects(tmp_path: Path, engine: Engine) -> None:
+    """Rejects of another file are no reason to leave those of this one out."""
+    aside = tmp_path / "rejects.jsonl"
+    for name in ("a", "b", "a"):
+        path = file(tmp_path, f"{name}.csv", HEAD + f"{name},1\n" + ROW)
+        with Import(path) as source:
+            source.run(engine, producer=name, rejects_path=str(aside))
+    told = [json.loads(line) for line in aside.read_text().splitlines()]
+    assert [(one["import"], one["line"], one["row"]) for one in told] == [
+        ("a", 2, "a,1"),
+        ("b", 2, "b,1"),
+    ]
+
+
+@pytest.mark.parametrize("producer", [None, "one"])
+def test_rejects_are_not_written_over_what_is_read(
+    tmp_path: Path, engine: Engine, producer: str | None
+) -> None:
+    """A file that is imported cannot be the one of its rejects, by whatever name."""
+    path = file(tmp_path, "points.csv", HEAD + ROW + "bad,1\n")
+    (tmp_path / "link").symlink_to(path)
+    for name in (path, str(tmp_path / "link")):
+        with Import(path) as source, pytest.raises(UnknownOptionError, match="it is read"):
+            source.run(engine, producer=producer, rejects_path=name)
+    assert Path(path).read_text() == HEAD + ROW + "bad,1\n"
+    assert stored(engine) == {}
+
+
 def test_a_cancelled_import_says_what_landed(tmp_path: Path, engine: Engine) -> None:
     """An import is cancelled as a copy is."""
     cancel = threading.Event()
@@ -478,3 +544,24 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, engine: Engi
     assert os.listdir(tmp_path) == ["points.lp"]  # noqa: PTH208  # names are all that is asked
     export(engine, str(path), "a")
     assert path.read_text() == "a value=1.5 1\n"
+
+
+def test_what_is_no_plain_file_is_written_to_as_it_is(tmp_path: Path, engine: Engine) -> None:
+    """A pipe stays a pipe, a link a link, and a file that is replaced keeps its permissions."""
+    engine.write([(Labels("a"), 1, 1.5)])
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target.lp", tmp_path / "link.lp"
+    os.mkfifo(pipe)
+    read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        export(engine, str(pipe), file_format="line")
+        assert os.read(read, 1_000) == b"a value=1.5 1\n"
+    finally:
+        os.close(read)
+    assert pipe.is_fifo()
+    target.write_text("as it was")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    export(engine, str(link))
+    assert link.is_symlink()
+    assert target.read_text() == "a value=1.5 1\n"
+    assert target.stat().st_mode & 0o777 == 0o600

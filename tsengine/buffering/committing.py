@@ -327,18 +327,11 @@ class Committer:
                     self.metrics.retries += 1
                 elif delivery.progress.piece != piece:
                     retries = 0
-                    self._rest(delivery)
         finally:
             rejected = delivery.progress.rejected[rejected_before:]
             if rejected:
                 count = sum(len(rows) for rows, _ in rejected)
                 self._log(logging.WARNING, "points were rejected", rejected[0][1], count)
-
-    def _rest(self, delivery: Delivery) -> None:
-        """Leave the handler to others for a moment, where more pieces follow."""
-        interval = self._policy.throttle_interval
-        if interval and delivery.progress.todo:
-            self._pause(interval)
 
     def _attempt(self, delivery: Delivery, retries: int, began: float) -> bool:
         """Try the next piece; whether it failed, and the same one is to be tried again."""

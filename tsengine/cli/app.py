@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
-from typing import Final
+from pathlib import Path
+from typing import Final, TextIO
 
 import click
 
@@ -13,7 +16,7 @@ from tsengine.cli.copying import copy, verify
 from tsengine.cli.delete import delete
 from tsengine.cli.demo import demo
 from tsengine.cli.exporting import export_
-from tsengine.cli.failures import ExitCode, end, refuse
+from tsengine.cli.failures import ExitCode, LogNotes, end, refuse
 from tsengine.cli.importing import import_
 from tsengine.cli.plot import plot
 from tsengine.cli.query import query
@@ -87,13 +90,22 @@ for _command in COMMANDS:
     app.add_command(_command)
 
 
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")  # closed with the process
+
+
 def run() -> int:
     """Run the command line with the arguments of the process; give the exit code."""
+    # A shell closes them by `>&-`: what is written then goes nowhere, and above all not into the
+    # next file that is opened.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if stream.isatty():  # a terminal may show less than UTF-8
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
         else:  # CSV and JSON are UTF-8
             stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a TextIOWrapper
+    logging.getLogger("tsengine").addHandler(LogNotes(logging.WARNING))
     try:
         code = app.main(prog_name="tsengine", standalone_mode=False)
     except click.ClickException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import io
+import logging
 import os
 import sys
 import traceback
@@ -129,6 +130,14 @@ def complain(text: str) -> None:
         click.echo("\n".join([f"tsengine: {lines[0] if lines else 'error'}", *lines[1:]]), err=True)
     except BrokenPipeError:  # nobody listens
         _forget_output()
+
+
+class LogNotes(logging.Handler):
+    """Tells what the package logs, a line each, as other notes: without the traceback of a log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record to stderr."""
+        complain(record.getMessage())
 
 
 def note(text: str) -> None:

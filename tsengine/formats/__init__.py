@@ -2,7 +2,8 @@
 
     importing.py        `Import`, a file into a store
     exporting.py        `export`, a store into a file
-    files.py            names, compression, standard in- and output
+    files.py            names, compression, what is read
+    output_files.py     what is written
     blocks.py           a stream of text in pieces of whole lines
     mapping.py          which column is the time, a label, a value
     times.py, values.py what texts mean, and how numbers are written

@@ -10,10 +10,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tsengine.errors import MissingDependencyError
 from tsengine.model import Int64Array
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def require_pyarrow(what: str) -> None:
+    """See that pyarrow is there, before a file is read or a store is made.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import pyarrow  # noqa: F401  # an optional package, imported when used
+    except ImportError:
+        raise MissingDependencyError(
+            f"{what} through pyarrow: pip install 'tsengine[arrow]'"
+        ) from None
 
 
 def int64s(column: pa.Array) -> Int64Array:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.errors import FormatError, InvalidDataError, MissingDependencyError, TsEngineError
+from tsengine.errors import FormatError, InvalidDataError, TsEngineError
 from tsengine.formats.arrow_columns import float64s, int64s, validity
 from tsengine.formats.blocks import LINE_MAX, Block
 from tsengine.formats.columns import LabelsMaker, series_column
@@ -154,7 +154,7 @@ def head_of(block: Block, separator: str, columns: Sequence[str] | None) -> tupl
 
 
 def sample_of(block: Block, dialect: CsvDialect) -> list[Mapping[str, str]]:
-    """Give the first rows, those that are whole."""
+    """Give the first rows, those that are whole and not the head once more."""
     rows: list[Mapping[str, str]] = []
     small = Block(block.data[: 1 << 18], block.line)
     for record in islice(records(small), SAMPLE_ROWS):
@@ -162,7 +162,8 @@ def sample_of(block: Block, dialect: CsvDialect) -> list[Mapping[str, str]]:
             cells = [] if record.reason else cells_of(record.data, dialect.separator)
         except InvalidDataError:
             continue
-        if len(cells) == len(dialect.columns):
+        is_head = dialect.is_headed and cells == dialect.columns
+        if len(cells) == len(dialect.columns) and not is_head:
             rows.append(dict(zip(dialect.columns, cells, strict=True)))
     return rows
 
@@ -195,9 +196,6 @@ class CsvReader(TextReader):
         intake: judges the points.
         mapping: what each column is.
         dialect: how cells stand in rows.
-
-    Raises:
-        MissingDependencyError: pyarrow is not installed.
     """
 
     def __init__(self, intake: Intake, mapping: ColumnMapping, dialect: CsvDialect) -> None:
@@ -293,13 +291,9 @@ class _Columns:
     """Reads blocks into columns by pyarrow, such that they are what the rows are one by one."""
 
     def __init__(self, mapping: ColumnMapping, dialect: CsvDialect, integers: ValueKind) -> None:
-        try:
-            import pyarrow as pa  # an optional package, imported when used
-            from pyarrow import csv as arrow_csv
-        except ImportError:
-            raise MissingDependencyError(
-                "CSV is read through pyarrow: pip install 'tsengine[arrow]'"
-            ) from None
+        import pyarrow as pa  # an optional package, imported when used
+        from pyarrow import csv as arrow_csv
+
         self._mapping = mapping
         self._dialect = dialect
         self._ints = integers is ValueKind.INT

@@ -15,8 +15,8 @@ from tsengine.formats.files import (
     compression_of,
     format_of,
     separator_of,
-    written,
 )
+from tsengine.formats.output_files import written
 from tsengine.formats.parquet_writing import ParquetWriter
 from tsengine.formats.text_writing import CsvWriter, JsonWriter, LineWriter, kind_of
 from tsengine.model import METRIC_NAME, GroupedBatch, Labels, SeriesBatch, TimestampLike, ValueKind

@@ -1,7 +1,6 @@
-"""Files: streams of bytes by name, compressed by the end of the name, or standard in- and output.
+"""Files: what their names say, and streams of bytes that are read, compressed ones and pipes too.
 
-What is read says how far it has got in the file, for a time that is left. What is written gets
-its name when it is whole, and never before.
+What is read says how far it has got in the file, for a time that is left.
 """
 
 from __future__ import annotations
@@ -11,21 +10,22 @@ import gzip
 import io
 import lzma
 import os
-import secrets
+import select
+import stat
 import sys
+import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
 from tsengine.errors import (
+    CancelledError,
     FileAccessError,
     FormatError,
     MissingDependencyError,
-    TsEngineError,
     UnknownOptionError,
 )
+from tsengine.waiting import PAUSE_SECONDS_MAX
 
 STANDARD: Final = "-"
 """The name of standard input and output."""
@@ -132,6 +132,8 @@ class InputFile:
     Raises:
         FileAccessError: it cannot be opened.
         FormatError: it begins like something else than its name says.
+
+    Thread-safety: `stop` may be called by any thread.
     """
 
     def __init__(self, path: str, what: str) -> None:
@@ -143,15 +145,18 @@ class InputFile:
         self.failure: FormatError | FileAccessError | None = None
         try:
             if path == STANDARD:
-                self._raw = sys.stdin.buffer
+                self._raw = _standard_input()
             else:
-                self._raw = Path(path).open("rb")  # noqa: SIM115  # closed by `close`
+                self._raw = cast("BinaryIO", Path(path).open("rb", buffering=0))  # noqa: SIM115  # closed by `close`
                 status = os.fstat(self._raw.fileno())
                 self.bytes_total = status.st_size or None
+        except FileAccessError:  # is an OSError as well
+            raise
         except OSError as error:
             raise FileAccessError(f"cannot open {path!r}: {error.strerror}") from error
-        self._counted = _Counted(self._raw)
+        self._is_standard = path == STANDARD
         try:
+            self._counted = _Counted(self._raw)
             self._stream = self._decompressed()
         except BaseException:
             self.close()
@@ -166,6 +171,9 @@ class InputFile:
         """Give so many bytes, fewer only at the end, whatever pieces a pipe gives.
 
         What comes before damage is given like an end; then `failure` says that it is none.
+
+        Raises:
+            CancelledError: `stop` was called.
         """
         pieces: list[bytes] = []
         missing = size
@@ -183,8 +191,20 @@ class InputFile:
 
     def close(self) -> None:
         """Close the file; standard input stays open."""
-        if self._raw is not sys.stdin.buffer:
+        if not self._is_standard:
             self._raw.close()
+
+    def is_file(self, path: str) -> bool:
+        """Whether that is the name of this very file, or of another one that leads to it."""
+        try:
+            ours, other = os.fstat(self._raw.fileno()), Path(path).stat()
+        except OSError:  # it is in memory, or there is none of that name
+            return False
+        return stat.S_ISREG(ours.st_mode) and os.path.samestat(ours, other)
+
+    def stop(self) -> None:
+        """Have who reads, or waits for a pipe to give something, read no more."""
+        self._counted.stopped.set()
 
     def _read_some(self, size: int) -> bytes:
         """Give some bytes.
@@ -230,13 +250,15 @@ class InputFile:
 
 
 class _Counted(io.RawIOBase):
-    """Counts what is read of a file, and knows how it begins."""
+    """Counts what is read of a file, knows how it begins, and can be told to read no more."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
+        self._poll = _poll_of(raw)
+        self.stopped = threading.Event()
         self.head = b""
         while len(self.head) < max(map(len, _MAGICS)):
-            piece = raw.read(max(map(len, _MAGICS)) - len(self.head))
+            piece = self._some(max(map(len, _MAGICS)) - len(self.head))
             if not piece:
                 break
             self.head += piece
@@ -250,100 +272,63 @@ class _Counted(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
+        """Give so many bytes, fewer only at the end: decompressors rely on it."""
+        pieces: list[bytes] = []
+        while size and (piece := self.read1(size if size > 0 else _PIECE_BYTES)):
+            pieces.append(piece)
+            size -= len(piece) if size > 0 else 0
+        return b"".join(pieces)
+
+    def read1(self, size: int, /) -> bytes:
         if self.head:
             piece, self.head = self.head[:size], self.head[size:]
         else:
-            piece = self._raw.read(size)
+            piece = self._some(size)
         self.position += len(piece)
         return piece
 
-    def read1(self, size: int, /) -> bytes:
-        return self.read(size)
+    def _some(self, size: int) -> bytes:
+        """Wait for bytes, and give what is there.
+
+        Raises:
+            CancelledError: nobody wants them.
+        """
+        while not self.stopped.is_set():
+            if self._poll is None or self._poll.poll(PAUSE_SECONDS_MAX * 1_000):
+                piece: bytes | None = self._raw.read(size)
+                if piece is not None:  # else it is a pipe that does not block, and was emptied
+                    return piece
+        raise CancelledError("nobody wants what is read")
 
     def readinto(self, buffer: bytearray, /) -> int:  # type: ignore[override]  # of any buffer
-        piece = self.read(len(buffer))
+        piece = self.read1(len(buffer))
         buffer[: len(piece)] = piece
         return len(piece)
 
 
-class OutputFile:
-    """A file that is written under another name and gets its own when it is whole.
-
-    Args:
-        path: its name, by which it is compressed; `-` for standard output.
-
-    Attributes:
-        stream: what is written to.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._temporary: Path | None = None
-        self._raw: BinaryIO
-        try:
-            if path == STANDARD:
-                self._raw = sys.stdout.buffer
-            else:
-                target = Path(path)
-                self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-                self._raw = self._temporary.open("xb")  # closed by whoever ends it
-        except OSError as error:
-            raise FileAccessError(f"cannot write {path!r}: {error.strerror}") from error
-        try:
-            self.stream = self._compressed()
-        except BaseException:
-            self.discard()
-            raise
-
-    def commit(self) -> None:
-        """Write what is left, wait until it is on the disk, and give the file its name."""
-        if self.stream is not self._raw:
-            self.stream.close()
-        self._raw.flush()
-        if self._temporary is not None:
-            os.fsync(self._raw.fileno())
-            self._raw.close()
-            self._temporary.replace(self._path)
-            self._temporary = None
-
-    def discard(self) -> None:
-        """Remove what was written; nothing of standard output can be taken back."""
-        if self._temporary is not None:
-            self._raw.close()
-            self._temporary.unlink(missing_ok=True)
-            self._temporary = None
-
-    def _compressed(self) -> BinaryIO:
-        compression = None if self._path == STANDARD else compression_of(self._path)
-        raw = self._raw
-        if compression == "gzip":
-            return cast("BinaryIO", gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
-        if compression == "bz2":
-            return cast("BinaryIO", bz2.BZ2File(raw, "wb"))
-        if compression == "xz":
-            return cast("BinaryIO", lzma.LZMAFile(raw, "wb"))
-        if compression == "zstd":
-            return _zstd_output(raw)
-        return raw
-
-
-@contextmanager
-def written(path: str) -> Iterator[BinaryIO]:
-    """Write a file: it is there, whole, when the block has ended, or not at all.
+def _standard_input() -> BinaryIO:
+    """Give standard input without a buffer: who waits for one cannot be told to stop.
 
     Raises:
-        FileAccessError: it cannot be written.
+        FileAccessError: it is closed.
     """
-    file = OutputFile(path)
+    if sys.stdin is None:  # as by `<&-` of a shell
+        raise FileAccessError("cannot read standard input: it is closed")
+    buffer = sys.stdin.buffer
+    return cast("BinaryIO", getattr(buffer, "raw", buffer))
+
+
+def _poll_of(raw: BinaryIO) -> select.poll | None:
+    """Give what waits for a pipe, a terminal or a socket; None for files, which never wait."""
     try:
-        yield file.stream
-        file.commit()
-    except OSError as error:
-        if isinstance(error, (TsEngineError, BrokenPipeError)):
-            raise  # of the store, or nobody reads any more
-        raise FileAccessError(f"cannot write {path!r}: {error.strerror}") from error
-    finally:
-        file.discard()
+        number = raw.fileno()
+    except OSError:  # it is in memory
+        return None
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return None
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return poll
 
 
 def _zstd_input(raw: BinaryIO) -> Stream:
@@ -355,27 +340,3 @@ def _zstd_input(raw: BinaryIO) -> Stream:
         ) from None
     stream: Stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
     return stream
-
-
-def _zstd_output(raw: BinaryIO) -> BinaryIO:
-    try:
-        import pyarrow as pa  # an optional package, imported when used
-    except ImportError:
-        raise MissingDependencyError(
-            "files compressed by zstd are written through pyarrow: pip install 'tsengine[arrow]'"
-        ) from None
-    below = pa.PythonFile(_Unclosed(raw), mode="w")
-    return cast("BinaryIO", pa.CompressedOutputStream(below, "zstd"))
-
-
-class _Unclosed(io.RawIOBase):
-    """A file that pyarrow may close, which leaves the one below open: that has to be synced."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes, /) -> int:  # type: ignore[override]  # of any buffer
-        return self._raw.write(data)

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from tsengine.engine import Engine
 from tsengine.errors import FormatError, UnknownOptionError
+from tsengine.formats.arrow_columns import require_pyarrow
 from tsengine.formats.blocks import Block, blocks
 from tsengine.formats.csv_reading import CsvDialect, CsvReader, cut_rows, head_of
 from tsengine.formats.csv_reading import sample_of as sample_of_csv
@@ -32,8 +33,11 @@ from tsengine.formats.rejects import Reject, Rejects
 from tsengine.formats.times import UNITS
 from tsengine.model import DataPoint, GroupedBatch
 from tsengine.pipeline import CopyReport, Progress, copy
+from tsengine.pipeline.reading import Stoppable
 
 _BINARY: Final = frozenset({"parquet"})
+_THROUGH_ARROW: Final = {"csv": "CSV", "line": "line protocol", "parquet": "Parquet"}
+"""Formats of which blocks become columns by pyarrow, with their names for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class Import:
     Raises:
         FileAccessError: it cannot be opened.
         FormatError: it is not what its name or format says, or columns are missing.
+        MissingDependencyError: it takes pyarrow to be read, which is not installed.
         UnknownOptionError: an option makes no sense.
     """
 
@@ -126,6 +131,8 @@ class Import:
         self._format = format_of(path, options.file_format)
         if self._format in _BINARY and path != STANDARD and compression_of(path):
             raise FormatError(f"{path}: Parquet is compressed by itself; decompress it first")
+        if self._format in _THROUGH_ARROW:
+            require_pyarrow(f"{_THROUGH_ARROW[self._format]} is read")
         self._file = InputFile(path, self._format)
         self.name = self._file.name
         self.unit = "rows" if self._format == "parquet" else "bytes"
@@ -167,7 +174,7 @@ class Import:
             producer: a name under which the import can be run again after it was stopped or
                 killed: what was stored then is skipped. The file and the options must be the same.
             rejects_path: where rows that cannot be stored are written; those of an earlier run
-                are kept where there is a `producer`.
+                are kept where there is a `producer`, else the file is begun anew.
             rejects_max: how many of them there may be; None for any number.
             progress: is called now and then.
             cancel: stops the import when it is set.
@@ -176,11 +183,14 @@ class Import:
             CopyError: as `tsengine.copy`; its cause is a FormatError where the file is damaged,
                 a TooManyRejectsError where there are more rejects than there may be.
             FileAccessError: the rejects cannot be written.
+            UnknownOptionError: the file has been read, or is where rejects would be written.
         """
         if self._is_used:
             raise UnknownOptionError("a file is read once; open it anew")
+        if rejects_path is not None and self._file.is_file(rejects_path):
+            raise UnknownOptionError(f"rejects cannot be written to {rejects_path!r}: it is read")
         self._is_used = True
-        rejects = Rejects(rejects_path, rejects_max=rejects_max, is_resumed=producer is not None)
+        rejects = Rejects(rejects_path, rejects_max=rejects_max, name=producer)
         with closing(rejects):
             intake = Intake(target.rules, target.series_kind, rejects)
 
@@ -198,7 +208,7 @@ class Import:
                     )
 
             report = copy(
-                self._read(intake),
+                Stoppable(self._read(intake), self._file.stop),
                 target,
                 producer=producer,
                 on_reject=reject,

@@ -49,6 +49,12 @@ class Given(NamedTuple):
     opens_int: bool = False
 
 
+NOTHING: Final = GroupedBatch(
+    (), np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float64)
+)
+"""What a reader gives of rows that are all rejected: whoever takes it can tell it to stop."""
+
+
 class Intake:
     """Judges what is read by the rules of a target.
 
@@ -138,7 +144,9 @@ class Intake:
 
 
 def batches_of(points: Sequence[Judged]) -> Iterator[GroupedBatch]:
-    """Give judged points as columns: one batch for each kind."""
+    """Give judged points as columns: one batch for each kind; `NOTHING` where there are none."""
+    if not points:
+        yield NOTHING
     by_kind: dict[ValueKind, list[Judged]] = {}
     for point in points:
         by_kind.setdefault(_KINDS.get(type(point[2]), ValueKind.OBJECT), []).append(point)

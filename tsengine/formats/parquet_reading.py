@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.errors import CorruptionError, FormatError, InvalidDataError, MissingDependencyError
+from tsengine.errors import CorruptionError, FormatError, InvalidDataError
 from tsengine.formats.arrow_columns import float64s, int64s, validity
 from tsengine.formats.columns import LabelsMaker, series_column
 from tsengine.formats.files import InputFile
@@ -64,13 +64,9 @@ class ParquetReader:
     """
 
     def __init__(self, file: InputFile, choices: Choices, *, path: str | None) -> None:
-        try:
-            import pyarrow as pa  # an optional package, imported when used
-            from pyarrow import parquet
-        except ImportError:
-            raise MissingDependencyError(
-                "Parquet is read through pyarrow: pip install 'tsengine[arrow]'"
-            ) from None
+        import pyarrow as pa  # an optional package, imported when used
+        from pyarrow import parquet
+
         self._failures: tuple[type[Exception], ...] = (pa.ArrowException, OSError, ValueError)
         self._name = file.name
         source: str | BinaryIO = path if path is not None else _spooled(file)

@@ -1,7 +1,8 @@
 """Rejects: rows that cannot be read or stored, counted and written aside.
 
 A reject is one line of JSON: `{"line": 12, "reason": "…", "row": "…"}`. `line` is null for points
-that the store refused when they were on their way already; `row` is then the point.
+that the store refused when they were on their way already; `row` is then the point. Those of an
+import with a name have it as `import`, so that several may write to one file, one after the other.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Rejects:
     Args:
         path: where they are written; None for nowhere.
         rejects_max: how many there may be; None for any number.
-        is_resumed: whether the file may hold those of an earlier run over the same rows, which
-            are then not written again.
+        name: of the import; the file is gone on with then, and rejects that it has of an earlier
+            run of the same name are not written again. None where the file is begun anew.
 
     Attributes:
         count: how many there were.
@@ -58,17 +59,22 @@ class Rejects:
     """
 
     def __init__(
-        self, path: str | None = None, *, rejects_max: int | None = None, is_resumed: bool = False
+        self,
+        path: str | None = None,
+        *,
+        rejects_max: int | None = None,
+        name: str | None = None,
     ) -> None:
         self._lock = threading.Lock()  # guards all below
         self._max = rejects_max
+        self._name = name
         self._file: BinaryIO | None = None
-        self._written_to = 0  # the last line of which the file has a reject already
+        self._written_to = 0  # the last line of which the file has a reject of ours already
         self.count = 0
         self.first: list[Reject] = []
         if path is not None:
             try:
-                if is_resumed:
+                if name is not None:
                     self._file = self._continued(path)
                 else:
                     self._file = Path(path).open("wb")  # noqa: SIM115  # closed by `close`
@@ -91,6 +97,8 @@ class Rejects:
                 self.first.append(reject)
             if self._file is not None and (line is None or line > self._written_to):
                 told = {"line": line, "reason": reason, "row": reject.row}
+                if self._name is not None:
+                    told["import"] = self._name
                 try:
                     self._file.write(json.dumps(told).encode() + b"\n")
                 except OSError as error:
@@ -121,7 +129,8 @@ class Rejects:
                 break
             whole += len(line)
             try:
-                number = json.loads(line)["line"]
+                told = json.loads(line)
+                number = told["line"] if told["import"] == self._name else None
             except (ValueError, KeyError, TypeError):
                 continue
             if isinstance(number, int):

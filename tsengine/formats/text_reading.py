@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from tsengine.errors import TsEngineError
 from tsengine.formats.blocks import LINE_MAX, SLOW_BYTES, Block
-from tsengine.formats.intake import Intake, Judged, batches_of
+from tsengine.formats.intake import NOTHING, Intake, Judged, batches_of
 from tsengine.model import GroupedBatch
 
 
@@ -44,7 +44,10 @@ class TextReader(ABC):
         return block.halves()
 
     def read(self, blocks: Iterable[Block]) -> Iterator[GroupedBatch]:
-        """Give the points of blocks, in their order."""
+        """Give the points of blocks, in their order.
+
+        An empty batch comes of rows that are all rejected, so that whoever takes it can stop.
+        """
         carried = b""
         carried_line = 0
         for block, is_last in _with_last(blocks):
@@ -52,9 +55,14 @@ class TextReader(ABC):
             while todo:
                 part = todo.pop()
                 if not part.is_whole:
+                    if carried:  # and never goes on
+                        points, _ = self.slow(Block(carried, carried_line), is_last=True)
+                        yield from batches_of(points)
+                        carried = b""
                     self.intake.rejects.add(
                         part.line, f"a line longer than {LINE_MAX} bytes", part.data
                     )
+                    yield NOTHING
                     continue
                 if carried:
                     # Inside of a row, so that there is nothing to be split or read fast; and a

@@ -123,7 +123,7 @@ def guess_form(column: str, texts: list[str]) -> str:
     if suffix in UNITS and suffix != column:
         return suffix
     numbers = [text for text in texts if _DECIMAL.match(text)]
-    if not texts or len(numbers) < len(texts):
+    if len(numbers) <= len(texts) // 2:  # a few bad rows say nothing of the others
         return ISO
     largest = max(abs(Decimal(text)) for text in numbers)
     return next((unit for least, unit in _UNIT_MAGNITUDES if largest >= least), "s")

@@ -90,8 +90,11 @@ class Feed:
 
         Raises:
             InvalidDataError: the columns of a batch do not fit together.
-            FeedStoppedError: nobody will write it.
+            FeedStoppedError: nobody will write it. That is seen at each item, an empty batch too,
+                by which a source that finds nothing to give gets to know it.
         """
+        if self._is_stopped:
+            raise FeedStoppedError
         if self._is_own and type(item) in (SeriesBatch, GroupedBatch):
             yield from self._add_batch(item)  # type: ignore[arg-type]  # it is one of the two
             return

@@ -7,11 +7,20 @@ import concurrent.futures
 import contextvars
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+from tsengine.errors import CancelledError
 from tsengine.model import DataPoint
 from tsengine.pipeline.feed import Feed, FeedStoppedError
 from tsengine.pipeline.sources import Item, Source
@@ -36,6 +45,22 @@ class InLoop(AsyncIterable[Item]):
 
     def __aiter__(self) -> AsyncIterator[Item]:
         return aiter(self._items)
+
+
+class Stoppable(Iterable[Item]):
+    """A source that can be told, while it waits for its next item, that nobody wants it.
+
+    Args:
+        items: the source.
+        stop: is called by another thread, at most once; what waits then raises CancelledError.
+    """
+
+    def __init__(self, items: Iterable[Item], stop: Callable[[], object]) -> None:
+        self._items = items
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
 
 
 class Reader:
@@ -67,14 +92,16 @@ class Reader:
     def stop(self) -> None:
         """Stop reading and wait until the source is closed.
 
-        An async source is cancelled. Another one that is asked for its next item cannot be: it
-        is waited for.
+        An async source is cancelled, a `Stoppable` one is told. Another one that is asked for its
+        next item cannot be: it is waited for.
         """
         self._feed.stop()
         with self._lock:
             self._is_stopped = True
             if self._task is not None:
                 self._task.get_loop().call_soon_threadsafe(self._cancel)
+        if isinstance(self._source.items, Stoppable):
+            self._source.items.stop()
         self._thread.join()
 
     def _cancel(self) -> None:
@@ -97,7 +124,10 @@ class Reader:
                     else:
                         asyncio.run(self._read_async(items, waiting))
         except (
-            FeedStoppedError, asyncio.CancelledError, concurrent.futures.CancelledError
+            FeedStoppedError,
+            CancelledError,
+            asyncio.CancelledError,
+            concurrent.futures.CancelledError,
         ) as ended:  # fmt: skip
             if not self._is_stopped:
                 error = ended

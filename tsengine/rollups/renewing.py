@@ -85,6 +85,7 @@ class Renewing:
         self._floats: set[Labels] = set()
         self._series: set[Labels] = set()
         self._rejected: list[Rejected] = []
+        self._kept: set[int] = set()  # windows that have other results than are stored
 
     def run(self) -> RollupReport:
         """Do it; raises as `rollup` does."""
@@ -109,6 +110,8 @@ class Renewing:
                 side="target",
                 rejections=self._rejected,
             ) from error
+        if known is not None and known is not self.known:  # the same where nothing is there
+            known = known._replace(kept=frozenset(self._kept))
         self.known = known
         return self._told()
 
@@ -191,6 +194,7 @@ class Renewing:
         is_kept = np.zeros(len(batch), bool)
         if change.is_other.any() and not self._task.follows_deletes:
             is_kept = edges.cut(batch, change)
+            self._kept.update(batch.timestamps[is_kept].tolist())
         is_storable = batch.timestamps >= self._task.target.timestamp_min
         is_due = (change.is_new | change.is_other) & ~is_kept & is_storable
         if is_due.any():

@@ -82,12 +82,15 @@ class Known(NamedTuple):
         bound: windows that begin before were not looked at.
         end: nor those from there on.
         source, target: the moments, as `Engine.changed_since` gives them, before that.
+        kept: the windows whose results were left as they are, though the source gives others.
+            What decides of that may change elsewhere, so that each run looks at them.
     """
 
     bound: int
     end: int
     source: object
     target: object
+    kept: frozenset[int] = frozenset()
 
 
 def caps_of(engine: Engine) -> list[str]:
@@ -118,7 +121,8 @@ def spans(task: Task, mark: int | None, known: Known | None) -> tuple[list[Span]
     length = _windows_at_once(task, begin, end) * task.every
     stretches = [(begin, end)]
     if known is not None and changed is not None and known.bound <= bound:
-        stretches = _stretches(task, [*changed, (known.end, RANGE_END_MAX)], begin, end)
+        kept = [(window, window + 1) for window in known.kept]
+        stretches = _stretches(task, [*changed, *kept, (known.end, RANGE_END_MAX)], begin, end)
     found: list[Span] = []
     for first, last in stretches:
         begins: Iterable[int] = range(first, last, length)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tsengine.errors import BatchShapeError, LabelsError
+from tsengine.errors import BatchShapeError, LabelsError, ValueKindError
 from tsengine.model import Int64Array
 from tsengine.tables.parts import (
     Cells,
@@ -28,27 +29,36 @@ def open_arrow(table: object) -> OpenTable:
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
-        BatchShapeError: it offers one column, and no table.
+        BatchShapeError: it is one column, or has one of a type that pyarrow does not know.
+        ValueKindError: a polars frame holds Python objects.
     """
     pa = import_pyarrow()
+    _check_objects(table)
     try:
-        return _opened(table)
-    except pa.ArrowInvalid as error:
-        raise BatchShapeError(f"{type(table).__name__} is no table of Arrow: {error}") from error
+        if hasattr(table, "__arrow_c_stream__"):
+            records = reader = pa.RecordBatchReader.from_stream(table)
+            names = list(reader.schema.names)
+        else:
+            record = pa.record_batch(table)
+            records, names = [record], list(record.schema.names)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise BatchShapeError(
+            f"{type(table).__name__} is no table that pyarrow reads: {error}"
+        ) from error
+    return OpenTable(names, None, lambda rows, gathers: _parts(records, rows, gathers))
 
 
-def _opened(table: object) -> OpenTable:
-    import pyarrow as pa
-
-    if hasattr(table, "__arrow_c_stream__"):
-        reader = pa.RecordBatchReader.from_stream(table)
-        return OpenTable(
-            list(reader.schema.names), None, lambda rows, gathers: _parts(reader, rows, gathers)
+def _check_objects(table: object) -> None:
+    """Refuse a polars frame with columns of Python objects: it offers Arrow their addresses."""
+    polars = sys.modules.get("polars")
+    if polars is None or not isinstance(table, polars.DataFrame):
+        return
+    odd = [name for name, dtype in table.schema.items() if dtype == polars.Object]
+    if odd:
+        raise ValueKindError(
+            f"column {odd[0]!r} of a polars frame is of type Object, which cannot be read; "
+            "give it another type, or a mapping of names to lists instead of the frame"
         )
-    record = pa.record_batch(table)
-    return OpenTable(
-        list(record.schema.names), None, lambda rows, gathers: _parts([record], rows, gathers)
-    )
 
 
 def _parts(
@@ -87,7 +97,13 @@ class ArrowPart:
         return moments_of_array(self._column(column))
 
     def words(self, column: str) -> Words:
-        return words_of_array(self._column(column))
+        encoded = self._column(column)
+        try:
+            return words_of_array(encoded)
+        except TypeError:
+            raise LabelsError(
+                f"columns of labels hold text; column {column!r} holds {encoded.type}"
+            ) from None
 
     def cells(self, column: str) -> Cells:
         return cells_of_array(self._column(column))
@@ -121,39 +137,63 @@ def moments_of_array(column: pa.Array) -> Int64Array | list[object]:
 
 
 def words_of_array(column: pa.Array) -> Words:
-    """Give labels, as `Part.words` does."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    """Give labels, as `Part.words` does.
 
-    if pa.types.is_run_end_encoded(column.type):
-        column = pc.run_end_decode(column)
+    Raises:
+        TypeError: it holds lists or the like.
+    """
+    import pyarrow as pa
+
+    column = _without_runs(column)
     if not pa.types.is_dictionary(column.type):
         try:
             column = column.dictionary_encode()
-        except pa.ArrowNotImplementedError:
-            raise LabelsError(
-                f"a column of type {column.type} was to be read as labels, which are text"
-            ) from None
-    words: list[object] = [*column.dictionary.to_pylist(), None]
-    codes = column.indices.fill_null(len(words) - 1) if column.null_count else column.indices
-    return Words(np.asarray(codes.cast(pa.int64()).to_numpy(zero_copy_only=False)), words)
+        except pa.ArrowNotImplementedError as error:
+            raise TypeError(str(error)) from None
+    texts: list[object] = column.dictionary.to_pylist()
+    codes = column.indices.fill_null(len(texts)) if column.null_count else column.indices
+    found = np.asarray(codes.cast(pa.int64()).to_numpy(zero_copy_only=False))
+    # A dictionary may hold a text twice, or a null.
+    places = {word: place for place, word in enumerate(dict.fromkeys([*texts, None]))}
+    if len(places) <= len(texts):
+        found = np.array([places[text] for text in [*texts, None]], np.int64)[found]
+    return Words(found, list(places))
 
 
 def cells_of_array(column: pa.Array) -> Cells:
     """Give values, as `Part.cells` does."""
     import pyarrow as pa
 
-    absent = _absent(column)
-    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+    column = _without_runs(column)
+    if pa.types.is_dictionary(column.type) and _is_numeric(column.type.value_type):
+        column = column.dictionary_decode()
+    if _is_numeric(column.type):
+        absent = _absent(column)
         if absent is not None:
             column = column.fill_null(0)
         return Cells(np.asarray(column.to_numpy(zero_copy_only=False)), absent)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     values = np.empty(len(column), dtype=object)
     for row, value in enumerate(column.to_pylist()):  # one by one, or numpy would look into lists
         values[row] = value
-    return Cells(values, absent)
+    absent = np.array([value is None for value in values], bool)  # a dictionary may hold nulls
+    return Cells(values, absent if absent.any() else None)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _without_runs(column: pa.Array) -> pa.Array:
+    """Give a column that is encoded as runs row by row."""
+    import pyarrow as pa
+
+    if not pa.types.is_run_end_encoded(column.type):
+        return column
+    import pyarrow.compute as pc
+
+    return pc.run_end_decode(column)
 
 
 def _absent(column: pa.Array) -> npt.NDArray[np.bool_] | None:

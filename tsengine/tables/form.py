@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from tsengine.errors import BatchShapeError, InvalidDataError, SelectorError
+from tsengine.errors import BatchShapeError, InvalidDataError, LabelsError, SelectorError
 from tsengine.model import Labels, check_label_text
 from tsengine.selectors import MatchOperator, to_selector
 
@@ -100,6 +100,7 @@ def form_of(
     """
     if time is None:
         time = index if TIME not in columns and index is not None else TIME
+    _check_name(time, "time")
     if values is None:
         values = VALUE if VALUE in columns else None
     if labels is None:
@@ -110,6 +111,8 @@ def form_of(
         labels = {name: _undone(name) for name in _texts(labels, "labels")}
     if values is None:
         values = [name for name in columns if name != time and name not in labels]
+    if not isinstance(shared_labels, Mapping | None):
+        raise LabelsError(f"shared_labels is a mapping of text, not {shared_labels!r}")
     shared = dict(shared_labels or {})
     for name, text in shared.items():
         check_label_text(name, "name")
@@ -138,7 +141,14 @@ def _undone(column: str) -> str:
 def _texts(given: object, what: str) -> list[str]:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise BatchShapeError(f"{what} is a sequence of columns or a mapping, not {given!r}")
+    for name in given:
+        _check_name(name, what)
     return list(given)
+
+
+def _check_name(name: object, what: str) -> None:
+    if not isinstance(name, str):
+        raise BatchShapeError(f"{what}: columns of a table are named by text, not by {name!r}")
 
 
 def _value_columns(values: ValueColumns, *, is_named: bool) -> list[ValueColumn]:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from tsengine.errors import InvalidDataError, LabelsError
 from tsengine.grouping import group_order
 from tsengine.model import (
+    INT64_MAX,
+    INT64_MIN,
     GroupedBatch,
     Int64Array,
     Labels,
@@ -95,26 +97,66 @@ def _long(part: Part, form: Form, ranks: Int64Array, labels: Sequence[object]) -
         rows = np.arange(len(ranks))
     if not len(rows):
         return
-    is_columnar = isinstance(times, np.ndarray) and cells.is_numeric and cells.absent is None
-    if is_columnar and set(map(type, labels)) <= {Labels}:
-        order, distinct, offsets = group_order(ranks)
+    good = _are_columnar(times, cells, ranks, labels)
+    if good.any():
+        own = np.flatnonzero(good)
+        order, distinct, offsets = group_order(ranks[own])
+        taken = own[order]
         names = [labels[rank] for rank in distinct.tolist()]
-        values = cast("ValueArray", cells.values[order])  # any number's; the target's judge casts
-        batch = GroupedBatch(
-            cast("list[Labels]", names), offsets, cast("Int64Array", times)[order], values
-        )
-        yield Piece(batch, lambda positions: rows[order[positions]])
-        return
-    moments: list[object] = times.tolist() if isinstance(times, np.ndarray) else times
-    for start in range(0, len(rows), ROWS_ONE_BY_ONE):
-        few = slice(start, start + ROWS_ONE_BY_ONE)
+        if isinstance(times, list):
+            times_taken = np.array([times[row] for row in taken.tolist()], np.int64)
+        else:
+            times_taken = times[taken]
+        values = cast("ValueArray", cells.values[taken])  # any number's; the target's judge casts
+        batch = GroupedBatch(cast("list[Labels]", names), offsets, times_taken, values)
+        yield Piece(batch, lambda positions: rows[taken[positions]])
+    yield from _one_by_one(times, cells, ranks, labels, rows, np.flatnonzero(~good))
+
+
+def _are_columnar(
+    times: Int64Array | list[object], cells: Cells, ranks: Int64Array, labels: Sequence[object]
+) -> BoolArray:
+    """Tell which rows of a long table are numbers at a time in a series: bool[n].
+
+    They go as columns, whatever stands beside them: one by one integers would be of another kind.
+    """
+    if not cells.is_numeric:
+        return np.zeros(len(ranks), bool)
+    good = np.ones(len(ranks), bool) if cells.absent is None else ~cells.absent
+    if isinstance(times, list):
+        good &= [type(time) is int and INT64_MIN <= time <= INT64_MAX for time in times]
+    wrong = [rank for rank, made in enumerate(labels) if type(made) is not Labels]
+    return good & ~np.isin(ranks, wrong) if wrong else good
+
+
+def _one_by_one(
+    times: Int64Array | list[object],
+    cells: Cells,
+    ranks: Int64Array,
+    labels: Sequence[object],
+    rows: Int64Array,
+    chosen: Int64Array,
+) -> Iterator[Piece]:
+    """Give some rows of a long table as points, for the target to judge.
+
+    Args:
+        times: of the table.
+        cells: likewise.
+        ranks: int64[n], the series of each row.
+        labels: by rank.
+        rows: int64[n], where each stood in the part.
+        chosen: int64[k], places of those to be given.
+    """
+    for start in range(0, len(chosen), ROWS_ONE_BY_ONE):
+        few = chosen[start : start + ROWS_ONE_BY_ONE]
         given = cells.values[few].tolist()
         if cells.absent is not None:
             for row in np.flatnonzero(cells.absent[few]).tolist():
                 given[row] = None
         named = [labels[rank] for rank in ranks[few].tolist()]
-        points = list(zip(named, moments[few], given, strict=True))
-        yield Piece(points, _shifted(rows, start))  # type: ignore[arg-type]  # judged by the target
+        moments = [times[row] for row in few] if isinstance(times, list) else times[few].tolist()
+        points = cast("list[PointLike]", list(zip(named, moments, given, strict=True)))
+        yield Piece(points, _shifted(rows[few]))
 
 
 def _converted(moments: list[object]) -> Int64Array | list[object]:
@@ -129,8 +171,8 @@ def _converted(moments: list[object]) -> Int64Array | list[object]:
     ]
 
 
-def _shifted(rows: Int64Array, start: int) -> Callable[[Int64Array], Int64Array]:
-    return lambda positions: rows[start + positions]
+def _shifted(rows: Int64Array) -> Callable[[Int64Array], Int64Array]:
+    return lambda positions: rows[positions]
 
 
 def _wide(part: Part, form: Form) -> Iterator[Piece]:

@@ -171,11 +171,14 @@ class LmdbEngine(Engine):
         store, rows = self._store, len(batch.timestamps)
         own_from = min(OWN_BLOCKS_FROM, store.settings.block_points)
         policy = store.options.duplicate_policy
-        if not is_bulk(len(batch)) or rows < own_from or policy is DuplicatePolicy.ERROR:
+        if (
+            not is_bulk(len(batch))
+            or rows < own_from
+            or policy is DuplicatePolicy.ERROR
+            or batch.timestamps[0] < store.retained_from()
+        ):
             return super()._commit_wide(batch)
         with store.commit_lock:
-            if batch.timestamps[0] < store.retained_from():
-                return super()._commit_wide(batch)
             _ = store.manifest  # as in _commit
             with store.moment() as (transaction, manifest):
                 offsets = np.arange(len(batch.labels) + 1) * rows

@@ -90,7 +90,9 @@ def plan(runs: Sequence[Run], busy: Collection[int] = ()) -> list[Run]:
                     oldest = stretch[: of_level[RUNS_MERGED - 1] + 1]
                     if len(of_level) == RUNS_DUE or _are_small(oldest):
                         return oldest
-    return [run for run in runs if _is_unpacked(run) and run.number not in busy][:1]
+    unpacked = [run for run in runs if _is_unpacked(run)]
+    # One after the other: all of them at a time would be in the file twice.
+    return [] if any(run.number in busy for run in unpacked) else unpacked[:1]
 
 
 def is_bulk(rows: int) -> bool:
@@ -109,7 +111,8 @@ def count_due(runs: Sequence[Run]) -> int:
     while due := plan(runs, busy):
         busy.update(run.number for run in due)
         count += 1
-    return count
+    packed_later = [run for run in runs if _is_unpacked(run) and run.number not in busy]
+    return count + len(packed_later)
 
 
 def tail_start(runs: Sequence[Run]) -> int:

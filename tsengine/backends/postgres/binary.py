@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
+from operator import add
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -100,6 +101,12 @@ def rows_of_fields(columns: Sequence[Sequence[bytes]]) -> bytes:
 def field(content: bytes) -> bytes:
     """Give bytes, or UTF-8 of a text, as a field."""
     return _length(len(content)) + content
+
+
+def text_fields(texts: Sequence[str]) -> list[bytes]:
+    """Give texts as fields, without a call of Python for each."""
+    contents = list(map(str.encode, texts))
+    return list(map(add, map(_length, map(len, contents)), contents))
 
 
 def jsonb_field(content: bytes) -> bytes:

@@ -28,6 +28,7 @@ from tsengine.backends.postgres.binary import (
     TEXT,
     field,
     jsonb_field,
+    text_fields,
 )
 from tsengine.backends.postgres.tables import Column
 from tsengine.errors import DataRefusedError
@@ -55,6 +56,8 @@ def fields_of(values: Sequence[object], column: Column, *, json_texts: bool = Fa
     """
     make = _maker(column, json_texts=json_texts)
     try:
+        if make is _text and {*map(type, values)} == {str}:  # in half the time
+            return text_fields(cast("Sequence[str]", values))
         return [NULL if value is None else make(value) for value in values]
     except _BAD:
         bad = [row for row, value in enumerate(values) if not _fits(make, value)]
