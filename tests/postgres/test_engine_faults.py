@@ -182,7 +182,7 @@ def test_a_server_that_is_killed_keeps_what_it_acknowledged(
         struck.set()
 
     def write() -> None:
-        retry = RetryPolicy(max_retries=30, backoff_min=0.1, backoff_max=0.5, deadline=None)
+        retry = RetryPolicy(max_retries=300, backoff_min=0.1, backoff_max=0.5, deadline=None)
         buffer = tsengine.WriteBuffer(engine, points_max=30_000, age_max=None, retry=retry)
         for point in given[30_000:]:
             buffer.write(point)
