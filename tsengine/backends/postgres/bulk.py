@@ -22,6 +22,7 @@ from tsengine.backends.postgres.binary import BinaryArray
 from tsengine.backends.postgres.connecting import Database
 from tsengine.backends.postgres.lending import ConnectionPool, ForeignConnection, Transactions
 from tsengine.backends.postgres.row_source import ArrowStream, Row, RowBatch, RowSource
+from tsengine.backends.postgres.sqlstates import is_misplaced
 from tsengine.backends.postgres.tables import TableName, describe
 from tsengine.backends.postgres.upserting import Landed, OnConflict, Statements, Upsert
 from tsengine.errors import (
@@ -232,8 +233,8 @@ class _Call:
                 if not statements.may_race or self._careful:
                     raise
                 self._careful = _CAREFUL_BATCHES
-            elif not _is_misplaced(cause):
-                raise
+            elif not is_misplaced(cause):
+                raise  # where no partition fits, the second attempt says so again
         return self._store(statements, arrays, rows)
 
     def _store(self, statements: Statements, arrays: list[BinaryArray], rows: int) -> Landed:
@@ -360,14 +361,6 @@ class _Call:
 
     def _report(self, **counts: int) -> None:
         self.report = replace(self.report, **counts)
-
-
-def _is_misplaced(error: BaseException | None) -> bool:
-    """Whether a row fits no partition: one may have been made for it while it waited for another.
-
-    No constraint has that name; where it fits none indeed, the second attempt says so again.
-    """
-    return isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None
 
 
 class _OutcomeUnknownError(ServerConnectionError):

@@ -140,6 +140,18 @@ def translate(
     return kind(message)
 
 
+def is_misplaced(error: BaseException | None) -> bool:
+    """Whether a row fits no partition: one may have been made for it while it waited for another.
+
+    The server names the table then, and no constraint; a trigger that raises names neither.
+    """
+    return (
+        isinstance(error, psycopg.errors.CheckViolation)
+        and error.diag.table_name is not None
+        and error.diag.constraint_name is None
+    )
+
+
 def without_secrets(text: str) -> str:
     """Give a text with the passwords of URLs and DSNs in it replaced by `***`."""
     return _PARAMETER_SECRET.sub(r"\1\2***", _URL_SECRET.sub(r"\1:***@", text))

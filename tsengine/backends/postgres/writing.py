@@ -20,6 +20,7 @@ from tsengine.backends.postgres.catalogue import KIND_SHIFT, KNOWN_MAX, NUMBER_M
 from tsengine.backends.postgres.packing import copy_blocks, int8s, parameters
 from tsengine.backends.postgres.rows import Rows, by_series, packed
 from tsengine.backends.postgres.session import Session
+from tsengine.backends.postgres.sqlstates import is_misplaced
 from tsengine.duplicates import DuplicatePolicy, distinct_starts, fold_values
 from tsengine.errors import (
     DuplicatePointError,
@@ -257,7 +258,7 @@ class Writer:
                 raise
             raise RepeatError(Way.ALONE) from error
         except psycopg.errors.CheckViolation as error:
-            if error.diag.constraint_name is not None:  # which somebody has added
+            if not is_misplaced(error):
                 raise
             # While this waited, a partition was made for rows that were to go to the default one.
             raise RepeatError(way) from error
