@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tsengine
 from benchmarks.comparison import Line, say, take_turns
-from benchmarks.machine import all_cores, freeze, fresh_folder, settle
+from benchmarks.machine import all_cores, freeze, fresh_folder, program_of, settle
 from benchmarks.ours import lmdb_url, open_engine, require_count
 from benchmarks.setting import Setting
 from benchmarks.workload import workload
@@ -117,12 +117,10 @@ def _memory(setting: Setting) -> Line:
 
 def peak(source_url: str, target_url: str) -> int:
     """Copy in a fresh process; give the most anonymous memory that it was seen with, bytes."""
-    path = [*sys.path, str(Path(__file__).resolve().parent.parent)]
-    run = "runpy.run_module('benchmarks.copying', run_name='__main__', alter_sys=True)"
-    program = f"import runpy, sys; sys.path[:] = {path!r}; {run}"
     most = 0
     with subprocess.Popen(
-        [sys.executable, "-c", program, source_url, target_url], stdout=subprocess.DEVNULL
+        [sys.executable, "-c", program_of("benchmarks.copying"), source_url, target_url],
+        stdout=subprocess.DEVNULL,
     ) as process:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:

@@ -128,6 +128,21 @@ def fresh_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def program_of(module: str) -> str:
+    """Give a program that runs a module of ours as `python -m` does.
+
+    With our own path, so that it imports the same tsengine. This folder is none of it where pytest
+    runs, and another package installs one of the same name: so it is named by its place.
+    """
+    return (
+        "import runpy, sys, types\n"
+        f"sys.path[:] = {sys.path!r}\n"
+        "sys.modules['benchmarks'] = ours = types.ModuleType('benchmarks')\n"
+        f"ours.__path__ = [{str(Path(__file__).resolve().parent)!r}]\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+    )
+
+
 def ask_fresh_process(module: str, *arguments: str, question: str = "") -> Any:
     """Run a module of ours as a program and give the JSON that it prints.
 
@@ -136,13 +151,8 @@ def ask_fresh_process(module: str, *arguments: str, question: str = "") -> Any:
         arguments: of the program.
         question: its standard input.
     """
-    # With our own path, so that it imports the same tsengine, and this folder behind it, which
-    # pytest leaves out.
-    path = [*sys.path, str(Path(__file__).resolve().parent.parent)]
-    run = f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
-    program = f"import runpy, sys; sys.path[:] = {path!r}; {run}"
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
+        [sys.executable, "-c", program_of(module), *arguments],
         check=True,
         input=question,
         stdout=subprocess.PIPE,

@@ -22,13 +22,16 @@ from tsengine.model import DataPoint, ProducerMark, WriteReceipt
 
 PATIENCE = 30.0
 
+PACKAGE = Path(tsengine.__file__).parent
 FILES = {
-    str(Path(tsengine.__file__).with_name(f"{name}.py"))
+    str(PACKAGE / f"{name}.py")
     for name in (
-        *("buffer", "outbox", "committing", "acknowledgement", "keeping"),
-        *("waiting", "flusher", "arrivals"),
+        *("buffer", "waiting", "buffering/outbox", "buffering/committing", "buffering/keeping"),
+        *("buffering/acknowledgement", "buffering/flusher", "buffering/arrivals"),
+        "buffering/flushing",
     )
 }
+assert all(Path(file).is_file() for file in FILES)
 
 BAD = -1.0
 GOOD = [*points(5), DataPoint(B, 1, 1.0)]
