@@ -488,10 +488,14 @@ def test_keys_are_equal_where_their_column_says_so(
     connection: Connection, column: str, same: list[object], partitions: str
 ) -> None:
     """Keys that are one by the column's collation, or once it has rounded them, are folded."""
-    connection.execute(
-        "CREATE COLLATION IF NOT EXISTS caseless"
-        " (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
-    )
+    if "caseless" in column:
+        try:
+            connection.execute(
+                "CREATE COLLATION IF NOT EXISTS caseless"
+                " (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+            )
+        except psycopg.errors.FeatureNotSupported as error:  # Debian's servers, as in CI, have it
+            pytest.skip(f"this server has no such collations: {error}")
     with table(connection, f"k {column} PRIMARY KEY, v numeric(4, 1)", partitions) as name:
 
         def counts(*values: str) -> tuple[int, int, int, int]:
