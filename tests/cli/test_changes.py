@@ -66,7 +66,7 @@ def test_ctrl_c_says_what_landed_and_the_copy_goes_on(tmp_path: Path) -> None:
     assert first.returncode == 130
     assert "the copy was cancelled" in first.stderr
     assert f"{POINTS_MAX} points had landed" in first.stderr
-    assert "hint: a copy with --producer" in first.stderr
+    assert "hint: with --producer" in first.stderr
     assert "Traceback" not in first.stderr
     second = stopped("go", "copy", source, target, "--producer", "p")
     assert second.returncode == 0

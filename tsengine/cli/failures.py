@@ -56,7 +56,7 @@ USAGE: Final = (
 )
 
 HINTS: Final[tuple[tuple[type[TsEngineError], str], ...]] = (
-    (CopyError, "a copy with --producer goes on from there when the same command is run again"),
+    (CopyError, "with --producer the same command, run again, goes on from there"),
     (RollupError, "the same command, run again, goes on"),
     (StoreInUseError, "commands that only read work beside a writer; this one writes"),
 )

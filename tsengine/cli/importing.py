@@ -224,7 +224,8 @@ def _tell(report: ImportReport, rejects: str | None, *, quiet: bool) -> None:
         )
     if report.rejects:
         where = f"written to {rejects}" if rejects else "--rejects PATH writes them"
-        note(f"rejected {report.rejects:,} rows ({where}), the first of them:")
+        rows = "1 row" if report.rejects == 1 else f"{report.rejects:,} rows"
+        note(f"rejected {rows} ({where}), the first of them:")
         for reject in report.first_rejects:
             note(f"  {reject}")
         raise click.exceptions.Exit(ExitCode.NO)
