@@ -3,10 +3,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from tests.postgres.shared import require_server
 from tests.postgres.tables import connected
 from tests.reliability.disk import CannotMountError, mounted
 from tsengine.backends.postgres import Database, bulk_upsert
+from tsengine.backends.postgres.bulk import _Call
+from tsengine.backends.postgres.lending import Transactions
 from tsengine.backends.postgres.location import libpq_options, parse_url
+from tsengine.backends.postgres.upserting import LIFE, Landed, Upsert
 from tsengine.errors import (
     AccessDeniedError,
     BulkUpsertCancelledError,
@@ -159,6 +164,47 @@ def test_a_commit_that_nobody_can_tell_of_ends_the_call(
     assert report == BulkUpsertReport(200, 100, unknown=100, batches=1, batch_size=100)
     assert isinstance(caught.value.__cause__, ServerConnectionError)
     assert count(connection, name) == (200 if fault == "cut after commit" else 100)
+
+
+def test_a_crash_without_a_restart_begins_another_life(durable: Cluster) -> None:
+    """Where one process of the server is killed, numbers of transactions are not trusted after."""
+
+    def life() -> str:
+        with connected(durable) as made:
+            row = made.execute(f"SELECT {LIFE}").fetchone()
+            assert row is not None
+            return str(row[0])
+
+    before = life()
+    assert life() == before
+    with connected(durable) as other, psycopg.connect(durable.local_url()) as victim:
+        os.kill(victim.info.backend_pid, signal.SIGKILL)
+        with pytest.raises(psycopg.OperationalError):
+            other.execute("SELECT pg_sleep(60)")
+    for _ in range(600):
+        try:
+            after = life()
+            break
+        except psycopg.OperationalError:  # it recovers
+            threading.Event().wait(0.1)
+    else:
+        pytest.fail("the server does not come back")
+    assert after != before
+
+
+def test_a_stranger_of_another_life_is_left_alone(durable: Cluster, connection: Connection) -> None:
+    """A transaction that has the number of a lost one after a crash is not ended for it."""
+    connection.execute("CREATE TABLE IF NOT EXISTS strangers (k int)")
+    with psycopg.connect(durable.local_url()) as stranger:
+        stranger.execute("INSERT INTO strangers VALUES (1)")
+        row = stranger.execute("SELECT pg_current_xact_id()::text").fetchone()
+        assert row is not None
+        with closing(Transactions(durable.local_url())) as transactions:
+            call = _Call(transactions, RetryPolicy(), None, None)
+            call._upsert = Upsert("strangers", ("k",), ("k",), "update", (), ())
+            lost = Landed(1, 0, 0, transaction=row[0], server="another life")
+            assert call._outcome(lost) is False
+        stranger.execute("SELECT 1")
 
 
 def test_a_black_hole_ends_in_bounded_time(

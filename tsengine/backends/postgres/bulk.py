@@ -24,7 +24,7 @@ from tsengine.backends.postgres.lending import ConnectionPool, ForeignConnection
 from tsengine.backends.postgres.row_source import ArrowStream, Row, RowBatch, RowSource
 from tsengine.backends.postgres.sqlstates import is_misplaced
 from tsengine.backends.postgres.tables import TableName, describe
-from tsengine.backends.postgres.upserting import Landed, OnConflict, Statements, Upsert
+from tsengine.backends.postgres.upserting import LIFE, Landed, OnConflict, Statements, Upsert
 from tsengine.errors import (
     BulkUpsertCancelledError,
     BulkUpsertError,
@@ -277,7 +277,7 @@ class _Call:
             if self._cancel.wait(pause) or not self._transactions.is_usable:
                 return None
             try:
-                server, status = self._status(landed.transaction)
+                server, status = self._status(landed)
             except CancelledError:
                 return None
             except DataRefusedError:
@@ -287,29 +287,30 @@ class _Call:
                 continue
             if status == "aborted":
                 return False
-            if status == "committed" and server == landed.server:
-                return True
-            if status != "in progress":
+            if server != landed.server or status is None:
                 # The server was restarted, and the number may be another's by now; or it is too
                 # old. To repeat what is harmless tells less exactly what was new.
                 return None if self._upsert.on_conflict == "error" else False
+            if status == "committed":
+                return True
         return None
 
-    def _status(self, transaction: str) -> tuple[str, str | None]:
-        """Give when the server was started, and the status of a transaction.
+    def _status(self, landed: Landed) -> tuple[str, str | None]:
+        """Give which life of the server this is, and the status of a transaction.
 
-        One that is in progress still, whose client is us and gone, is ended.
+        One that is in progress still, whose client is us and gone, is ended; in another life its
+        number may be a stranger's.
         """
         with self._transactions.transaction(
             timeout=self._policy.timeout, cancel=self._cancel, doing="asking for an outcome"
         ) as session:
             session.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE backend_xid = %s::xid8::xid AND pid <> pg_backend_pid()",
-                [transaction],
+                f"WHERE backend_xid = %s::xid8::xid AND pid <> pg_backend_pid() AND {LIFE} = %s",
+                [landed.transaction, landed.server],
             )
             row = session.execute(
-                "SELECT pg_postmaster_start_time()::text, pg_xact_status(%s::xid8)", [transaction]
+                f"SELECT {LIFE}, pg_xact_status(%s::xid8)", [landed.transaction]
             ).fetchone()
         assert row is not None
         server, status = row

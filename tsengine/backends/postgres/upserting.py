@@ -44,7 +44,15 @@ _PLANNING: Final = (
 """For a small batch the planner would as soon read the whole target, where its statistics are
 old: each key is looked up by the index that the key has anyway."""
 
-_IDENTITY: Final = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text"
+LIFE: Final = (
+    "(SELECT pg_postmaster_start_time()::text || coalesce(' ' || stats_reset::text, '') "
+    "FROM pg_stat_bgwriter)"
+)
+"""Tells one life of a server from the next. Where one process of it crashes it recovers without
+being started anew, and hands out numbers of transactions that were lost once more; but statistics
+begin again. That they are reset by hand makes us careful in vain."""
+
+_IDENTITY: Final = f"SELECT pg_current_xact_id()::text, {LIFE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +139,8 @@ class Landed:
     Attributes:
         inserted, updated, folded: rows, as in `BulkUpsertReport`.
         transaction: number of the transaction.
-        server: when the server was started; numbers of transactions may come again only
-            after a crash.
+        server: the life of the server, as `LIFE` tells it; numbers of transactions may come
+            again in another.
     """
 
     inserted: int
