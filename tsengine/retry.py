@@ -90,8 +90,8 @@ class RetryPolicy:
         batch_size: rows at once, to begin with, of who divides rows by itself, as `bulk_upsert`
             does. A buffer commits at once what it flushes, however much that is.
         min_batch_size: points or rows below which a batch that is too large is not halved for its
-            size. At that size it is retried as after a transient error, and then divided to
-            find the point that is too large by itself.
+            size. At that size it is retried as after a transient error; then a buffer divides
+            it to find the point that is too large by itself, and a bulk upsert ends.
         timeout: seconds for one attempt, of who can bound it, as `bulk_upsert`; None for no bound.
             An engine bounds its commits by an option of its own, where it has one.
         throttle_interval: seconds of rest between batches, of who divides rows by itself, as

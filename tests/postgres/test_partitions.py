@@ -152,6 +152,20 @@ def test_retention_drops_partitions(tmp_path: Path) -> None:
         assert sorted(map(str, engine.series())) == ['cpu{host="a"}', "far"]
 
 
+def test_a_right_that_is_missing_is_told_by_compact(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the server does not let this user drop what has expired, compact and the log say so."""
+    clock = [NOW]
+    with hourly(tmp_path, clock, retention="10h") as engine:
+        engine.write_series(A, NOW - np.arange(10) * HOUR, np.ones(10))
+        clock[0] += 60 * HOUR
+        function = sql.Identifier(schema_of(tmp_path), "drop_expired")
+        admin().execute(sql.SQL("DROP FUNCTION {}(bigint)").format(function))
+        assert "what has expired is kept" in engine.compact().reason
+    assert "stay as they are" in caplog.text
+
+
 def test_retention_waits_for_nobody(tmp_path: Path) -> None:
     """A scan under way keeps expired partitions, and stops no commit; compact() says so."""
     clock = [NOW]
@@ -161,7 +175,7 @@ def test_retention_waits_for_nobody(tmp_path: Path) -> None:
         rows = len(next(scan))
         clock[0] += 100 * HOUR
         engine.write([(A, clock[0], 2.0)])
-        assert "reads" in engine.compact().reason
+        assert "what has expired is kept" in engine.compact().reason
         assert engine.count() == 1
         assert rows + sum(map(len, scan)) == 10_000
         engine.compact()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsengine import errors
-from tsengine.backends.postgres.sqlstates import error_class, meaning, translate, without_secrets
+from tsengine.backends.postgres.sqlstates import meaning, translate, without_secrets
 from tsengine.retry import ErrorClass, classify
 
 SQLSTATES = sorted(
@@ -31,7 +31,7 @@ CLASSES = {
 )
 def test_a_sqlstate_has_a_class(sqlstate: str, expected: ErrorClass) -> None:
     """What time heals is transient, limits ask for less, data is permanent, the rest fatal."""
-    assert error_class(sqlstate) is expected
+    assert classify(meaning(sqlstate)("told by its type")) is expected
 
 
 def test_a_connection_that_broke_is_transient() -> None:
@@ -54,7 +54,7 @@ def test_every_sqlstate_of_the_driver_is_translated(sqlstate: str) -> None:
 def test_any_sqlstate_has_a_meaning(sqlstate: str) -> None:
     """A SQLSTATE that nobody has heard of is no reason to try again."""
     if meaning(sqlstate) is meaning("ZZZZZ"):
-        assert error_class(sqlstate) is ErrorClass.FATAL
+        assert classify(meaning(sqlstate)("told by its type")) is ErrorClass.FATAL
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from psycopg import sql
 import tsengine
 from tests.postgres.cluster import Cluster
 from tests.postgres.stores import admin, drop_stores, make_postgres, schema_of
-from tsengine.backends.postgres import PostgresEngine, schema
+from tsengine.backends.postgres import PostgresEngine, aggregating, schema
 from tsengine.errors import (
     CorruptionError,
     FormatVersionError,
@@ -400,3 +400,17 @@ def test_settings_of_a_role_change_nothing(tmp_path: Path) -> None:
                 objects = ["a", b"\\\0\xff", True, {"k": 0.1}, [-0.0]]
                 engine.write_series(Labels("event"), times, objects)
                 assert repr(engine.query("event")[0].values.tolist()) == repr(objects)
+
+
+def test_each_step_of_an_aggregation_has_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many statements the server is asked for it, none is cut short by those before."""
+    monkeypatch.setattr(aggregating, "_TOGETHER", 1)
+    renewed: list[object] = []
+    with make_postgres(tmp_path) as engine:
+        engine.write([(Labels("m", n=str(number)), 1, 1.0) for number in range(5)])
+        renew = engine._renew
+        monkeypatch.setattr(engine, "_renew", lambda session: renewed.append(renew(session)))
+        assert len(engine.aggregate(functions=["max", "first"])) == 10
+    assert len(renewed) >= 5 + 1 + 1

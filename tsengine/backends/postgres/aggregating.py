@@ -10,6 +10,7 @@ here, from the first row in each, since it may lie before the first int64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, cast
 
 import numpy as np
@@ -86,6 +87,7 @@ def push_down(
     series: Resolved,
     asked: Aggregation,
     start: int,
+    renew: Callable[[], None],
 ) -> QueryResult:
     """Aggregate, in a transaction of one snapshot.
 
@@ -95,6 +97,7 @@ def push_down(
         series: which, in their order.
         asked: what `can_push_down` takes.
         start: earliest timestamp that retention shows, or that is asked for.
+        renew: is called before each statement, and gives it its time.
 
     Raises:
         AggregationError: the values cannot be aggregated as asked.
@@ -108,6 +111,7 @@ def push_down(
         places = np.flatnonzero(kinds == kind)
         for first in range(0, len(places), _TOGETHER):
             some = places[first : first + _TOGETHER]
+            renew()
             table = _measure(session, kind, series.ids[some], asked, start)
             if len(table["rows"]):
                 table_places = some[cast("Int64Array", table["place"])]
@@ -115,13 +119,14 @@ def push_down(
                 found.append((kind, table_places, table))
     group_of = np.zeros(len(series), np.int64)
     having = np.flatnonzero(filled).tolist()
+    renew()
     names = catalogue.labels_of(session, series.ids[filled].tolist())
     for place, labels in zip(having, names, strict=True):
         if kinds[place] == ValueKind.OBJECT:
             refuse_objects(asked, labels)
         group_of[place] = groups.number(labels)
     for kind, table_places, table in found:
-        measured = _statistics(session, kind, series.ids[table_places], table, asked)
+        measured = _statistics(session, kind, series.ids[table_places], table, asked, renew)
         first_at = cast("Int64Array", table["first_at"])
         last_at = cast("Int64Array", table["last_at"])
         with_edges(measured, asked, first_at, last_at, table_places)
@@ -177,7 +182,12 @@ def _window(asked: Aggregation) -> str:
 
 
 def _statistics(
-    session: Session, kind: ValueKind, ids: Int64Array, table: Statistics, asked: Aggregation
+    session: Session,
+    kind: ValueKind,
+    ids: Int64Array,
+    table: Statistics,
+    asked: Aggregation,
+    renew: Callable[[], None],
 ) -> Statistics:
     measured: Statistics = {
         name: table[name] for name in ("rows", "high", "low", "min", "max") if name in table
@@ -185,15 +195,22 @@ def _statistics(
     for name in ("first", "last"):
         if name in asked.needs:
             times = cast("Int64Array", table[f"{name}_at"])
-            measured[name] = _values_at(session, kind, ids, times)
+            measured[name] = _values_at(session, kind, ids, times, renew)
     return measured
 
 
-def _values_at(session: Session, kind: ValueKind, ids: Int64Array, times: Int64Array) -> ValueArray:
+def _values_at(
+    session: Session,
+    kind: ValueKind,
+    ids: Int64Array,
+    times: Int64Array,
+    renew: Callable[[], None],
+) -> ValueArray:
     """Look up the values of rows that are there."""
     parts: list[ValueArray] = []
     for first in range(0, len(ids), _ROWS):
         some = slice(first, first + _ROWS)
+        renew()
         cursor = session.cursor(binary=True)
         cursor.execute(_AT.format(_SEND[kind]).encode(), (int8s(ids[some]), int8s(times[some])))
         row = cursor.fetchone()

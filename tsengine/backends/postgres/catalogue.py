@@ -142,7 +142,7 @@ class Catalogue:
         if len(unknown):
             others = [labels[place] for place in unknown.tolist()]
             numbers[unknown] = self._look_up(session, _digests(ids_of(others)))
-            self._remember(others, numbers[unknown], removals)
+            self.learn(others, numbers[unknown], removals)
         return numbers
 
     def register(
@@ -177,10 +177,6 @@ class Catalogue:
             )
         return self._look_up(session, digests)
 
-    def learn(self, labels: Sequence[Labels], numbers: Int64Array, removals: int) -> None:
-        """Remember series that were registered, now that their transaction is committed."""
-        self._remember(labels, numbers, removals)
-
     def _look_up(self, session: Session, digests: Sequence[bytes]) -> Int64Array:
         """Give the numbers of series by digest, 0 for those that are not listed."""
         numbers = np.zeros(len(digests), np.int64)
@@ -191,7 +187,8 @@ class Catalogue:
             numbers[places + first] = ids | (kinds << KIND_SHIFT)
         return numbers
 
-    def _remember(self, labels: Sequence[Labels], numbers: Int64Array, removals: int) -> None:
+    def learn(self, labels: Sequence[Labels], numbers: Int64Array, removals: int) -> None:
+        """Remember the numbers that a committed transaction gave or found; 0 is none."""
         if len(labels) > KNOWN_MAX:
             return
         found = [

@@ -58,7 +58,7 @@ LOCK_SECONDS: Final = 10.0
 """How long a lock is waited for, where nobody says otherwise: longer than a deadlock takes to be
 found (1 s), shorter than an attempt."""
 
-Isolation = Literal["read committed", "repeatable read", "serializable"]
+Isolation = Literal["read committed", "repeatable read"]
 
 
 class Database:

@@ -283,9 +283,9 @@ class PostgresEngine(Engine):
             return QueryResult(())
         with self._reading(is_long=True) as session:
             found = self._catalogue.resolve(session, selector)
-            if can_push_down(asked, kinds_of(found)):
-                return push_down(session, self._catalogue, found, asked, start)
             renew = partial(self._renew, session)
+            if can_push_down(asked, kinds_of(found)):
+                return push_down(session, self._catalogue, found, asked, start, renew)
             batches = reading.scan(session, self._catalogue, found, start, asked.end, renew)
             return aggregate_batches(batches, asked)
 
@@ -329,9 +329,10 @@ class PostgresEngine(Engine):
         self._check_writable()
         before = self._size()
         reason = "the server gives room back by itself (autovacuum)"
-        expires = self.options.retention is not None
-        if expires and not self._partitions.sweep(self._horizon(self._now())):
-            reason = "reads under way keep expired partitions; " + reason
+        if self.options.retention is not None:
+            kept = self._partitions.sweep(self._horizon(self._now()))
+            if kept is not None:
+                reason = f"what has expired is kept: {kept}; {reason}"
         return CompactReport(before, self._size(), reason)
 
     def shares_store(self, other: Engine) -> bool:

@@ -7,6 +7,7 @@ there is no partition go to `points_rest`, so nothing depends on it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +17,10 @@ import numpy as np
 
 from tsengine.backends.postgres import schema
 from tsengine.backends.postgres.connecting import Database
-from tsengine.errors import AccessDeniedError, DataRefusedError, StorageError
+from tsengine.errors import AccessDeniedError, DataRefusedError, StorageError, TsEngineError
 from tsengine.model import GroupedBatch, Int64Array
+
+logger = logging.getLogger("tsengine.postgres")
 
 WIDTH: Final = 7 * 86_400 * 10**9
 """A week, nanoseconds."""
@@ -102,7 +105,7 @@ class Partitions:
             if not missing or self._clock() < self._again_at:
                 return
             self._again_at = self._clock() + _AGAIN_SECONDS  # others need not wait for the same
-        if self._call("SELECT make_partitions(%s)", missing):
+        if _is_settled(self._call("SELECT make_partitions(%s)", missing)):
             with self._lock:
                 self._settled = {one for one in self._settled if one >= first} | set(missing)
                 self._again_at = self._clock()
@@ -114,12 +117,12 @@ class Partitions:
             if not is_due or self._clock() < self._sweep_at:
                 return
             self._sweep_at = self._clock() + _AGAIN_SECONDS  # others need not wait for the same
-        if self.sweep(horizon):
+        if _is_settled(self.sweep(horizon)):
             with self._lock:
                 self._swept_ns, self._sweep_at = horizon, self._clock()
 
-    def sweep(self, horizon: int) -> bool:
-        """Drop what retention hides; whether that could be done."""
+    def sweep(self, horizon: int) -> TsEngineError | None:
+        """Drop what retention hides; gives what stood in the way, None where all of it has gone."""
         return self._call("SELECT drop_expired(%s)", horizon)
 
     def _numbers(self, timestamps: Int64Array) -> Sequence[int]:
@@ -130,16 +133,20 @@ class Partitions:
         found: list[int] = np.unique(timestamps // self._width).tolist()
         return found
 
-    def _call(self, statement: str, argument: object) -> bool:
+    def _call(self, statement: str, argument: object) -> TsEngineError | None:
         try:
             with self._database.transaction(
                 doing="making partitions",
                 opening=f"{schema.open_read(self._schema)}; {_LOCK_WAIT}",
             ) as session:
                 session.execute(statement.encode(), (argument,))
-        except AccessDeniedError:
-            return True  # this user is never going to
         # A row that came meanwhile, for which the partition was to be, is said to violate it.
-        except (StorageError, DataRefusedError):
-            return False
-        return True
+        except (StorageError, DataRefusedError) as error:
+            logger.warning("partitions of schema %s stay as they are: %s", self._schema, error)
+            return error
+        return None
+
+
+def _is_settled(error: TsEngineError | None) -> bool:
+    """Whether there is no use in trying again: it is done, or this user is never going to."""
+    return error is None or isinstance(error, AccessDeniedError)

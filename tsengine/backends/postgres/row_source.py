@@ -104,7 +104,7 @@ class RowSource:
             BatchShapeError: a row has other columns; `indices` counts all rows.
         """
         if self._left is None:
-            self._left = self._next_arrow() if self.is_arrow else self._next(most)
+            self._left = next(self._batches, None) if self.is_arrow else self._next(most)
         batch, self._left = self._left, None
         if batch is not None and len(batch) > most:
             batch, self._left = batch.cut(most)
@@ -158,12 +158,6 @@ class RowSource:
                     indices=[number],
                 )
         return BatchShapeError(f"the rows from {start} on are partly mappings, partly not")
-
-    def _next_arrow(self) -> RowBatch | None:
-        batch = next(self._batches, None)
-        if batch is not None:
-            self._taken += len(batch)
-        return batch
 
     def _of_arrow(self, stream: ArrowStream) -> Iterator[RowBatch]:
         try:

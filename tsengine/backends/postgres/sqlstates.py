@@ -35,7 +35,6 @@ from tsengine.errors import (
     TsEngineError,
     UnsupportedError,
 )
-from tsengine.retry import ErrorClass, classify
 
 UNKNOWN: Final = SchemaError
 """What a SQLSTATE means that the table does not have: nothing that would be better next time."""
@@ -102,11 +101,6 @@ def meaning(sqlstate: str | None) -> type[TsEngineError]:
     if sqlstate is None:
         return ServerConnectionError
     return _MEANINGS.get(sqlstate) or _MEANINGS.get(sqlstate[:2]) or UNKNOWN
-
-
-def error_class(sqlstate: str | None) -> ErrorClass:
-    """Give the class of the error that a SQLSTATE means."""
-    return classify(meaning(sqlstate)("told by its type"))
 
 
 def translate(
