@@ -46,3 +46,10 @@ def test_what_cannot_be_drawn_is_left_out(value: float) -> None:
     line = line_of(batch)
     assert line.values.tolist() == [1.0]
     assert line.left_out == (0 if np.isnan(value) else 1)
+
+
+def test_objects_are_left_out() -> None:
+    """What is no number is counted, and no part of a line; `last` of objects gives such."""
+    batch = SeriesBatch(Labels("m"), np.array([1, 2]), np.array(["up", None], object))
+    line = line_of(batch)
+    assert (len(line.timestamps), len(line.values), line.left_out) == (0, 0, 2)

@@ -244,6 +244,21 @@ def test_a_bad_row_is_rejected_with_a_reason(row: bytes, reason: str) -> None:
     assert reject.row.startswith(row[:2].decode())
 
 
+@pytest.mark.parametrize("first", ['5" pipe', '"open'])
+@pytest.mark.parametrize("second", ['5" pipe', '"open', '"whole\nin two"'])
+def test_a_stray_quote_spoils_no_row_but_its_own(first: str, second: str) -> None:
+    """Whatever quotes there are in two rows, all rows between them are read."""
+    hosts = ["a"] * 50
+    hosts[10], hosts[40] = first, second
+    data = "".join(f"m,{host},{place},1.5,,\n" for place, host in enumerate(hosts, 1)).encode()
+    rejects = Rejects()
+    found = rows_of(reader(rejects).read([Block(data, 1)]))
+    assert len(found['m{host="a"}']) == 48
+    bad = sum(host == '"open' for host in (first, second))
+    assert rejects.count == bad
+    assert sum(map(len, found.values())) == 50 - bad
+
+
 def test_wide_rows_give_a_metric_for_each_column() -> None:
     """Several columns of values are metrics of their names; empty cells are no points."""
     columns = ["room", "time", "celsius", "humidity"]

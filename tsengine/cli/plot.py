@@ -119,7 +119,8 @@ def plot(
     found = list(map(line_of, answer))
     left_out = sum(line.left_out for line in found)
     if left_out:
-        note(f"{left_out:,} values that are infinite or beyond ±{_DRAWN_MAX:g} are left out")
+        what = f"no numbers, infinite or beyond ±{_DRAWN_MAX:g}"
+        note(f"{left_out:,} values that are {what} are left out")
     drawn = [line for line in found if len(line.values)]
     if not drawn:
         note("there are no numbers to plot")
@@ -153,11 +154,13 @@ def _span(
 
 def line_of(batch: SeriesBatch) -> Line:
     """Give what can be drawn of a series: no NaN, no infinity, nothing as large as makes one."""
+    name = printable(batch.labels.id if batch.labels else "all")
+    if batch.values.dtype == object:
+        return Line(name, batch.timestamps[:0], np.empty(0), len(batch))
     values = batch.values.astype(np.float64)
     is_drawn = np.abs(values) <= _DRAWN_MAX  # false for NaN
-    name = batch.labels.id if batch.labels else "all"
     left_out = int(np.count_nonzero(~is_drawn & ~np.isnan(values)))
-    return Line(printable(name), batch.timestamps[is_drawn], values[is_drawn], left_out)
+    return Line(name, batch.timestamps[is_drawn], values[is_drawn], left_out)
 
 
 def draw(

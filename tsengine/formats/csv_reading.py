@@ -67,22 +67,39 @@ class CsvDialect(NamedTuple):
     is_headed: bool = True
 
 
-def records(block: Block) -> Iterator[Record]:
-    """Cut a block into rows; a quote that does not end spoils its own line alone."""
+def records(block: Block, separator: str) -> Iterator[Record]:
+    """Cut a block into rows; a quote that does not end spoils its own line alone.
+
+    A line goes on in the next ones where it begins a cell by a quote and does not end it, and they
+    make one row with it: a quote inside of a cell that begins with none is a character like others.
+    """
     lines = block.data.splitlines(keepends=True) if b"\r" not in block.data else _lines(block.data)
     place = 0
     while place < len(lines):
         number = block.line + place
         data, taken = lines[place], 1
-        if data.count(b'"') % 2:
-            taken, size = _quoted_lines(lines, place)
-            if not taken:
+        if data.count(b'"') % 2 and not _is_row(data, separator):
+            taken = _quoted_lines(lines, place)
+            joined = b"".join(lines[place : place + taken])
+            if not taken or not _is_row(joined, separator):
                 yield Record(number, data, "a quote without its end")
                 place += 1
                 continue
-            data = b"".join(lines[place : place + taken]) if size else data
+            data = joined
         yield Record(number, data)
         place += taken
+
+
+def _is_row(data: bytes, separator: str) -> bool:
+    """Whether bytes are one row, as far as quotes tell; it may have a wrong number of cells."""
+    text = data.decode(errors="replace")  # what is no UTF-8 is told by who reads the cells
+    try:
+        return (
+            len(list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)))
+            < 2
+        )
+    except csv.Error:
+        return False
 
 
 def _lines(data: bytes) -> list[bytes]:
@@ -92,7 +109,7 @@ def _lines(data: bytes) -> list[bytes]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _quoted_lines(lines: Sequence[bytes], first: int) -> tuple[int, int]:
+def _quoted_lines(lines: Sequence[bytes], first: int) -> int:
     """Count the lines of a row whose first line leaves a quote open; 0 where none closes it."""
     size = len(lines[first])
     for place in range(first + 1, len(lines)):
@@ -100,8 +117,8 @@ def _quoted_lines(lines: Sequence[bytes], first: int) -> tuple[int, int]:
         if size > LINE_MAX:
             break
         if lines[place].count(b'"') % 2:
-            return place - first + 1, size
-    return 0, 0
+            return place - first + 1
+    return 0
 
 
 def cells_of(data: bytes, separator: str) -> list[str]:
@@ -138,7 +155,7 @@ def head_of(block: Block, separator: str, columns: Sequence[str] | None) -> tupl
         block = Block(block.data[len(_BOM) :], block.line)
     if columns is not None:
         return list(columns), block
-    for record in records(block):
+    for record in records(block, separator):
         try:
             names = [] if record.reason else cells_of(record.data, separator)
         except InvalidDataError as error:
@@ -157,7 +174,7 @@ def sample_of(block: Block, dialect: CsvDialect) -> list[Mapping[str, str]]:
     """Give the first rows, those that are whole and not the head once more."""
     rows: list[Mapping[str, str]] = []
     small = Block(block.data[: 1 << 18], block.line)
-    for record in islice(records(small), SAMPLE_ROWS):
+    for record in islice(records(small, dialect.separator), SAMPLE_ROWS):
         try:
             cells = [] if record.reason else cells_of(record.data, dialect.separator)
         except InvalidDataError:
@@ -221,7 +238,7 @@ class CsvReader(TextReader):
         del is_last  # blocks end with whole rows
         points: list[Judged] = []
         columns = self._dialect.columns
-        for record in records(block):
+        for record in records(block, self._dialect.separator):
             reason = record.reason
             if not reason:
                 try:
