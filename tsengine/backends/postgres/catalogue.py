@@ -21,8 +21,8 @@ import numpy as np
 
 from tsengine.backends.postgres.binary import JSONB, TEXT, BinaryArray, field, jsonb_field
 from tsengine.backends.postgres.packing import byteas, int8s, int64_column
-from tsengine.backends.postgres.schema import quoted
 from tsengine.backends.postgres.session import Session
+from tsengine.backends.postgres.tables import quoted
 from tsengine.errors import CorruptionError
 from tsengine.model import Int64Array, Labels, ValueKind
 from tsengine.model.labels import ids_of

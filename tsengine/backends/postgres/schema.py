@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from psycopg import sql
-
 from tsengine.backends.postgres.session import Session
+from tsengine.backends.postgres.tables import quoted
 from tsengine.errors import (
     AccessDeniedError,
     CorruptionError,
@@ -23,9 +22,6 @@ from tsengine.errors import (
     UnsupportedError,
 )
 from tsengine.options import StoreOptions
-
-SCHEMA_BYTES_MAX: Final = 63
-"""PostgreSQL cuts longer names silently, and two stores would be one."""
 
 LOCK_SPACE: Final = 0x7473656E
 """First key of our advisory locks, the letters `tsen`; the second is the OID of the schema."""
@@ -200,21 +196,14 @@ def schema_name(value: object) -> str:
     Raises:
         UnknownOptionError: no schema of ours can have that name.
     """
-    if not isinstance(value, str) or not value or "\0" in value or not _is_unicode(value):
-        raise UnknownOptionError(f"{value!r} is no name of a schema; give text such as 'metrics'")
-    size = len(value.encode())
-    if size > SCHEMA_BYTES_MAX:
-        raise UnknownOptionError(
-            f"{value!r} has {size} bytes, a schema is named by {SCHEMA_BYTES_MAX} at most"
-        )
+    try:
+        quoted(value)
+    except UnknownOptionError as error:
+        raise UnknownOptionError(f"schema: {error}") from None
+    assert isinstance(value, str)  # which has a name as SQL takes it
     if value.startswith("pg_") or value == "information_schema":
         raise UnknownOptionError(f"{value!r} is a schema of PostgreSQL's own; give another name")
     return value
-
-
-def quoted(schema: str) -> str:
-    """Give the name of a schema as it stands in a statement."""
-    return sql.Identifier(schema).as_string()
 
 
 def find(session: Session, schema: str) -> Found | None:
@@ -342,11 +331,3 @@ def _options(schema: str, plain: object) -> StoreOptions:
         raise CorruptionError(
             f"the options of the store in schema {schema!r} are damaged: {plain!r}"
         ) from error
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
